@@ -1,0 +1,1 @@
+"""What travels: msgspec Structs and pure functions. Standard library and msgspec only."""

@@ -1,0 +1,66 @@
+"""How the service is: the states, who may follow whom, and the check an author declares."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+
+class State(enum.StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    BUSY = "busy"  # ready, with every place taken; only answers show it
+    UNHEALTHY = "unhealthy"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+MAY_BECOME = {
+    State.STARTING: {State.READY, State.FAILED, State.DRAINING},
+    State.READY: {State.UNHEALTHY, State.DRAINING},
+    State.UNHEALTHY: {State.READY, State.DRAINING},
+    State.DRAINING: set[State](),
+    State.FAILED: set[State](),
+}
+
+
+class Health:
+    """The one owner of the service's state. Made by the service; only it and its lanes change it."""
+
+    def __init__(self) -> None:
+        self.state = State.STARTING
+        self.reason: str | None = None
+        self._listeners: list[Callable[[State], None]] = []
+
+    def become(self, state: State, reason: str | None = None) -> bool:
+        """Move to `state` if the table allows it from here; return whether it did."""
+        if state not in MAY_BECOME[self.state]:
+            return False
+        self.state, self.reason = state, reason
+        for listener in self._listeners:
+            listener(state)
+        return True
+
+    def watch(self, listener: Callable[[State], None]) -> None:
+        """Call `listener` with every new state."""
+        self._listeners.append(listener)
+
+    @property
+    def takes_requests(self) -> bool:
+        return self.state is State.READY or self.state is State.UNHEALTHY
+
+
+class HealthCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """How an endpoint is called to find out whether the app is well. Names and defaults are fal's.
+
+    None means fal's default: a start period of 30 s, a timeout of 5 s, three failures in a row.
+    """
+
+    start_period_seconds: int | None = None
+    timeout_seconds: int | None = None
+    failure_threshold: int | None = None
+    call_regularly: bool = True
+    method: Literal["GET", "POST"] | None = None

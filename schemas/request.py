@@ -1,0 +1,107 @@
+"""A request, as the code that serves it sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextvars import ContextVar
+from functools import cached_property
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+from .asgi import Scope
+
+
+class Cancellable(Protocol):
+    """The part of a cancel token that a request shows: asked to stop, and why."""
+
+    @property
+    def cancelled(self) -> bool: ...
+
+    @property
+    def reason(self) -> str | None: ...
+
+
+class Request:
+    """One request while it is served: who asked for what. Owned by the service, read by everybody.
+
+    Outside a request `current_request()` gives an empty one: `id` and `endpoint` are None,
+    `headers` is `{}`. Header names are lower case. Attribute names repeat those of fal's
+    `RequestContext` (`request_id`, `endpoint`, `lifecycle_preference`, `headers`).
+    """
+
+    def __init__(
+        self,
+        id: str | None = None,
+        *,
+        scope: Scope | None = None,
+        path: str = "",
+        body: bytes = b"",
+        token: Cancellable | None = None,
+    ) -> None:
+        self.id = id
+        self.scope: Scope = scope if scope is not None else {}
+        self.path = path
+        self.body = body
+        self.path_parameters: Mapping[str, str] = {}
+        self.token = token
+
+    @property
+    def request_id(self) -> str | None:
+        return self.id
+
+    @property
+    def method(self) -> str | None:
+        return self.scope.get("method")
+
+    @cached_property
+    def headers(self) -> dict[str, str]:
+        """Names in lower case. Repeated headers are joined by a comma (RFC 9110, 5.3)."""
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in self.scope.get("headers", ()):
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        return headers
+
+    @cached_property
+    def query(self) -> dict[str, list[str]]:
+        """The query string, each name with all its values in order."""
+        query: dict[str, list[str]] = {}
+        text = self.scope.get("query_string", b"").decode("latin-1")
+        for name, value in parse_qsl(text, keep_blank_values=True):
+            query.setdefault(name, []).append(value)
+        return query
+
+    @property
+    def endpoint(self) -> str | None:
+        """The full endpoint that a gateway in front called (`owner/app/path`), when it says so."""
+        return self.headers.get("x-fal-endpoint")
+
+    @cached_property
+    def lifecycle_preference(self) -> dict[str, Any] | None:
+        """How long outputs shall live, from `x-fal-object-lifecycle-preference`; None if absent or malformed."""
+        text = self.headers.get("x-fal-object-lifecycle-preference")
+        try:
+            value = json.loads(text) if text else None
+        except ValueError:
+            return None
+        return value if isinstance(value, dict) else None
+
+    @property
+    def cancelled(self) -> bool:
+        """True once somebody asked this request to stop."""
+        return self.token is not None and self.token.cancelled
+
+
+_current: ContextVar[Request] = ContextVar("runner_request")
+_nobody = Request()
+
+
+def current_request() -> Request:
+    """The request that this code runs for, in sync and async endpoints alike; an empty one outside."""
+    return _current.get(_nobody)
+
+
+def enter_request(request: Request) -> None:
+    """Make `request` the current one for the rest of this task and what it starts."""
+    _current.set(request)

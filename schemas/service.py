@@ -1,0 +1,53 @@
+"""What plugins see of the service, and the calls that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from .app import AppSpec
+from .codec import Codec
+from .endpoint import Endpoint
+from .health import Health
+from .request import Request
+from .response import Response
+from .settings import Settings
+
+Call = Callable[[Request, dict[str, Any]], Awaitable[Any]]
+Wrapper = Callable[[Call], Call]
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """A path that a plugin answers: `answer` is called with the request, its body read."""
+
+    method: str
+    path: str  # may hold {name} parts, found in `request.path_parameters`
+    answer: Callable[[Request], Awaitable[Response] | Response]
+
+
+class ServiceView(Protocol):
+    """What a plugin may read of the service it is part of."""
+
+    @property
+    def app(self) -> AppSpec: ...
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]: ...
+    @property
+    def health(self) -> Health: ...
+    @property
+    def lanes(self) -> Mapping[str, int]:
+        """`places`, `running`, `waiting` and `ghosts` of the app's lane, as they are now."""
+        ...
+
+    def codec(self, type: Any) -> Codec:
+        """The codec of `type`, made once and kept."""
+        ...
+
+    @property
+    def instance(self) -> Any:
+        """The app's object; its `setup()` may still be running."""
+        ...

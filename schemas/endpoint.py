@@ -11,7 +11,7 @@ from .health import HealthCheck
 from .problems import ConfigError
 
 OnDisconnect = Literal["cancel", "finish"]
-Source = Literal["body", "query", "path", "header", "request", "response", "foreign"]
+Source = Literal["body", "query", "path", "header", "cookie", "request", "response", "foreign"]
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):

@@ -130,7 +130,7 @@ def _reader(
                     return codec.convert(value, text=True)
                 except InvalidInput as error:
                     raise _below(error, source, alias) from None
-            if lenient and isinstance(body := reading.json(), dict):
+            if lenient and isinstance(reading.json(), dict):
                 return _from_body(reading, parameter, codec, False)
             return _default(parameter, (source, alias), None)
 

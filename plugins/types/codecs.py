@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 import typing
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -13,9 +12,9 @@ from typing import Annotated, Any
 import msgspec
 
 from ...schemas.codec import Codec
-from ...schemas.problems import Fault, InvalidInput, InvalidOutput
+from ...schemas.problems import ConfigError, Fault, InvalidInput, InvalidOutput
 from . import faults, schema
-from .shapes import Shape, Shapes
+from .shapes import Shape, Shapes, is_typeddict
 from .text import invalid, may_repeat_a_key, parse, parse_fast
 
 Schema = tuple[dict[str, Any], dict[str, dict[str, Any]]]
@@ -31,8 +30,13 @@ def codec_of(type_: Any) -> Codec | None:
         return None
     try:
         return MsgspecCodec(type_)
-    except TypeError:  # a union that msgspec cannot tell apart: pydantic can, if it is there
-        return PydanticCodec(type_) if "pydantic" in sys.modules else None
+    except TypeError as error:  # a union that msgspec cannot tell apart; pydantic tries each member
+        try:
+            return PydanticCodec(type_)
+        except Exception:  # it is not installed, or the union lies inside a Struct
+            raise ConfigError(
+                f"{type_!r}: {error}; use a pydantic model here, or one list type such as list[float]"
+            ) from None
 
 
 def is_pydantic(type_: Any, seen: frozenset[Any] = frozenset()) -> bool:
@@ -48,7 +52,7 @@ def is_pydantic(type_: Any, seen: frozenset[Any] = frozenset()) -> bool:
         return False
     if hasattr(kind, "__get_pydantic_core_schema__") or hasattr(kind, "__pydantic_core_schema__"):
         return not hasattr(kind, "__from_json__")
-    if not issubclass(kind, msgspec.Struct) and (dataclasses.is_dataclass(kind) or typing.is_typeddict(kind)):
+    if not issubclass(kind, msgspec.Struct) and (dataclasses.is_dataclass(kind) or is_typeddict(kind)):
         try:
             hints = typing.get_type_hints(kind, include_extras=True)
         except NameError:
@@ -217,7 +221,7 @@ def _encoded_as_they_are(shape: Shape) -> frozenset[Any]:
     for member in members:
         if member.kind == "none":
             ready.add(type(None))
-        elif member.kind == "object" and not typing.is_typeddict(member.type):
+        elif member.kind == "object" and not is_typeddict(member.type):
             ready.add(typing.get_origin(member.type) or member.type)
         elif member.kind in ("str", "int", "bool", "float") and not member.limits:
             ready.add(member.type)

@@ -37,7 +37,7 @@ PARSING = {
     "float": ("float_parsing", "Input should be a valid number, unable to parse string as a number"),
     "bool": ("bool_parsing", "Input should be a valid boolean, unable to interpret input"),
 }
-BOUNDS = {
+BOUNDS: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
     "multiple_of": ("multiple_of", "a multiple of", lambda value, limit: value % limit == 0),
     "le": ("less_than_equal", "less than or equal to", lambda value, limit: value <= limit),
     "lt": ("less_than", "less than", lambda value, limit: value < limit),
@@ -166,11 +166,11 @@ def _string(shape: Shape, value: str, loc: Loc) -> list[Fault]:
         msg = "Input should be a valid string, unable to parse raw data as a unicode string"
         return _fault("string_unicode", loc, msg, value)
     limits = shape.limits
-    for name, kind, words, fits in (
-        ("max_length", "string_too_long", "at most", lambda limit: len(value) <= limit),
-        ("min_length", "string_too_short", "at least", lambda limit: len(value) >= limit),
+    for name, kind, words, sign in (
+        ("max_length", "string_too_long", "at most", 1),
+        ("min_length", "string_too_short", "at least", -1),
     ):
-        if (limit := limits.get(name)) is not None and not fits(limit):
+        if (limit := limits.get(name)) is not None and sign * len(value) > sign * limit:
             plural = "" if limit == 1 else "s"
             return _fault(kind, loc, f"String should have {words} {limit} character{plural}", value, {name: limit})
     if (pattern := limits.get("pattern")) is not None and not re.search(pattern, value):

@@ -125,7 +125,7 @@ class Shapes:
             return self._struct(type_, origin)
         if dataclasses.is_dataclass(origin):
             return self._object(type_, origin, self._dataclass_fields)
-        if typing.is_typeddict(origin):
+        if is_typeddict(origin):
             return self._object(type_, origin, self._typeddict_fields)
         if issubclass(origin, tuple) and hasattr(origin, "_fields"):
             shape = self._object(type_, origin, self._namedtuple_fields)
@@ -175,6 +175,11 @@ class Shapes:
         for name in origin._fields:
             default = origin._field_defaults.get(name, msgspec.NODEFAULT)
             yield Field(name, self.of(hints.get(name, Any)), default is msgspec.NODEFAULT, default, name)
+
+
+def is_typeddict(type_: Any) -> bool:
+    """Also true of `typing_extensions.TypedDict`, which `typing.is_typeddict` does not know on 3.11."""
+    return isinstance(type_, type) and issubclass(type_, dict) and hasattr(type_, "__required_keys__")
 
 
 def _with_metadata(shape: Shape, metadata: tuple[Any, ...]) -> Shape:

@@ -19,6 +19,7 @@ from ...schemas.endpoint import Endpoint, Mark, Parameter, Source
 from ...schemas.problems import ConfigError
 from ...schemas.request import Request
 from ...schemas.response import Response
+from .shapes import is_typeddict
 
 STREAMS = {
     collections.abc.Iterator, collections.abc.Generator, collections.abc.Iterable,
@@ -175,7 +176,7 @@ def _is_scalar(hint: Any) -> bool:
         return True
     if issubclass(kind, (str, bytes, enum.Enum)):
         return True
-    if issubclass(kind, (*SEQUENCES, collections.abc.Mapping, msgspec.Struct)) or typing.is_typeddict(kind):
+    if issubclass(kind, (*SEQUENCES, collections.abc.Mapping, msgspec.Struct)) or is_typeddict(kind):
         return False
     own = hasattr(kind, "__from_json__") or hasattr(kind, "__pydantic_fields__")
     return not (own or dataclasses.is_dataclass(kind))

@@ -147,7 +147,8 @@ def _from_body(reading: _Reading, parameter: Parameter, codec: Codec, whole: boo
     elif isinstance(body, dict) and parameter.alias in body:
         value = body[parameter.alias]
     else:
-        return _default(parameter, loc, body if isinstance(body, dict) else None)
+        scalar = parameter.source == "query"
+        return _default(parameter, loc, body if scalar and isinstance(body, dict) else None)
     try:
         return codec.convert(value)
     except InvalidInput as error:

@@ -115,7 +115,8 @@ def _parameter(
         markers = [m for m in typing.get_args(hint)[1:] if _is_marker(m)]
         if markers:
             marker = markers[-1]
-            hint = Annotated[(plain, *(m for m in typing.get_args(hint)[1:] if m is not marker))]
+            others = [m for m in typing.get_args(hint)[1:] if m is not marker]
+            hint = Annotated[(plain, *others)] if others else plain
             if default is parameter.empty:
                 default = _marker_default(marker)
     if type(default).__name__ == "Depends" or type(marker).__name__ == "Depends":

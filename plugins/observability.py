@@ -1,0 +1,539 @@
+"""What the server tells: log lines, one line per request, and what the app prints.
+
+Log lines go to stderr, for people or as JSON, each with the id of the request it was written for;
+the standard library's `logging` goes the same way. While the service lives, `print` in the app
+becomes `app.output` lines, so that each is known to belong to its request. A request's own line
+costs the request only a place in a batch; the batch is written every few hundredths of a second
+and when the service ends. Bytes that go round Python (subprocesses, C libraries) are not seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import io
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+from weakref import WeakKeyDictionary
+
+import msgspec
+import structlog
+
+from ..schemas.events import Finished
+from ..schemas.problems import printable
+from ..schemas.request import current_request
+from ..schemas.service import ServiceView
+from .hookspecs import hookimpl
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+PROBES = ("/health", "/health/live", "/health/ready", "/metrics")
+BATCH_SECONDS = 0.05  # at most so late is a request's line
+BATCH_LINES = 256  # written in one go, then the loop gets its turn
+LINE_LIMIT = 64 * 1024  # characters kept of a line that never ends
+BOLD, DIM, CYAN, GREEN, YELLOW, RED, PLAIN = (f"\x1b[{n}m" for n in (1, 2, 36, 32, 33, 31, 0))
+
+Stream = Literal["stdout", "stderr"]
+OnOutput = Callable[[str | None, Stream, str, float], None]
+EventDict = MutableMapping[str, Any]
+
+
+# --- log lines ---------------------------------------------------------------------------------
+
+
+def configure_logging(
+    format: Literal["console", "json"] = "console", level: str = "info", *, stdlib: bool = True
+) -> None:
+    """Send all log lines to stderr in this format. Called once, by `main`.
+
+    With `stdlib`, the root logger's handlers are replaced by one that does the same.
+    """
+    renderer: Json | Console = Json(LEVELS[level]) if format == "json" else Console(LEVELS[level])
+    structlog.configure(
+        processors=[
+            _add_request_id,
+            structlog.processors.add_log_level,
+            *renderer.before,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=lambda *names: Terminal(),
+        cache_logger_on_first_use=False,
+    )
+    if stdlib:
+        logging.root.handlers[:] = [Routed()]
+        logging.root.setLevel(LEVELS[level])
+
+
+def _add_request_id(logger: Any, method: str, event: EventDict) -> EventDict:
+    if "request_id" not in event and (request_id := current_request().id) is not None:
+        event["request_id"] = request_id
+    return event
+
+
+class Terminal:
+    """Writes rendered lines to the stderr of the moment, looking behind our own captures.
+
+    It has no lock, so that a child forked in mid-line can go on; one write is one line or more.
+    """
+
+    def msg(self, line: str) -> None:
+        stream = _behind(sys.stderr)
+        with suppress(OSError, ValueError, AttributeError):  # closed, a broken pipe, or no stderr
+            stream.write(line if line.endswith("\n") else line + "\n")
+            stream.flush()
+
+    log = debug = info = warn = warning = error = err = fatal = exception = critical = failure = msg
+
+
+class Routed(logging.Handler):
+    """Hands records of the standard library's `logging` to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            level = max((n for n in LEVELS.values() if n <= record.levelno), default=logging.DEBUG)
+            fields: dict[str, Any] = {"logger": record.name}
+            if record.exc_info:
+                fields["exc_info"] = record.exc_info
+            if record.stack_info:
+                fields["stack"] = record.stack_info
+            structlog.get_logger().log(level, record.getMessage(), **fields)
+        except Exception:
+            self.handleError(record)
+
+
+class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`request.finished` as JSON. What is None is left out."""
+
+    timestamp: datetime
+    level: str
+    event: str
+    request_id: str
+    method: str
+    path: str
+    status: int
+    ms: float
+    waited_ms: float
+    bytes: int
+    endpoint: str | None = None
+    client: str | None = None
+    error_type: str | None = None
+    reason: str | None = None
+    layer: str | None = None
+    cancel_ms: float | None = None
+    swallowed: int = 0
+
+
+def access_line(when: float, record: Finished) -> AccessLine:
+    stopped = record.stopped
+    return AccessLine(
+        timestamp=datetime.fromtimestamp(when, UTC),
+        level="debug" if _is_probe(record) else "info",
+        event="request.finished",
+        request_id=record.request_id,
+        method=record.method,
+        path=record.path,
+        endpoint=record.endpoint,
+        status=record.status,
+        ms=_ms(record.seconds),
+        waited_ms=_ms(record.waited),
+        bytes=record.bytes_out,
+        client=record.client,
+        error_type=record.error_type,
+        reason=stopped.reason if stopped else None,
+        layer=stopped.layer if stopped else None,
+        cancel_ms=_ms(stopped.seconds) if stopped else None,
+        swallowed=stopped.swallowed if stopped else 0,
+    )
+
+
+def _is_probe(record: Finished) -> bool:
+    return record.endpoint is None and record.path in PROBES
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)
+
+
+class Json:
+    """One object per line: timestamp, level, event and request id first."""
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+        self.before: list[Any] = [
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+        ]
+        self._encoder = msgspec.json.Encoder(enc_hook=repr)
+
+    def __call__(self, logger: Any, method: str, event: EventDict) -> str:
+        first = {k: event.pop(k) for k in ("timestamp", "level", "event", "request_id") if k in event}
+        return self._encode({**first, **event})
+
+    def access(self, finished: list[tuple[float, Finished]]) -> str:
+        lines = [access_line(when, record) for when, record in finished]
+        try:
+            return self._encoder.encode_lines(lines).decode()
+        except UnicodeEncodeError:  # a lone surrogate in a path
+            return "".join(self._encode(msgspec.to_builtins(line)) + "\n" for line in lines)
+
+    def _encode(self, fields: dict[str, Any]) -> str:
+        try:
+            return self._encoder.encode(fields).decode()
+        except (UnicodeEncodeError, TypeError, ValueError, RecursionError):
+            return self._encoder.encode(printable({k: _flat(v) for k, v in fields.items()})).decode()
+
+
+def _flat(value: Any) -> Any:
+    return value if value is None or isinstance(value, (str, int, float)) else repr(value)
+
+
+class Console:
+    """For people: local time, level, event, fields; colours on a terminal."""
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+        self._colors = sys.stderr is not None and sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        self.before: list[Any] = [structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False)]
+        self._render = structlog.dev.ConsoleRenderer(
+            colors=self._colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False
+        )
+        self._second, self._text = 0, ""
+
+    def __call__(self, logger: Any, method: str, event: EventDict) -> str:
+        if event.get("event") == "app.output":
+            return self._output(event)
+        return str(self._render(logger, method, event))
+
+    def access(self, finished: list[tuple[float, Finished]]) -> str:
+        return "".join([self._access(when, record) for when, record in finished])
+
+    def _access(self, when: float, record: Finished) -> str:
+        probe, status, stopped = _is_probe(record), record.status, record.stopped
+        told = f"ms={_ms(record.seconds)} bytes={record.bytes_out}"
+        if record.waited >= 0.0005:
+            told += f" waited_ms={_ms(record.waited)}"
+        if record.error_type:
+            told += f" error_type={record.error_type}"
+        if stopped:
+            told += f" reason={stopped.reason} layer={stopped.layer} cancel_ms={_ms(stopped.seconds)}"
+            if stopped.swallowed:
+                told += f" swallowed={stopped.swallowed}"
+        if record.endpoint is not None and record.endpoint != record.path:
+            told += f" endpoint={record.endpoint}"
+        asked = _harmless(f"{record.method} {record.path}")
+        who = _harmless(f"client={record.client} request_id={record.request_id}")
+        if not self._colors:
+            level = "debug    " if probe else "info     "
+            return f"{self._clock(when)} [{level}] request.finished {asked} {status} {told} {who}\n"
+        level = f"{GREEN}{'debug' if probe else 'info '}{PLAIN}    "
+        color = GREEN if status < 400 else YELLOW if status < 500 else RED
+        return (
+            f"{DIM}{self._clock(when)}{PLAIN} [{level}] request.finished "
+            f"{BOLD}{asked}{PLAIN} {color}{status}{PLAIN} {told} {DIM}{who}{PLAIN}\n"
+        )
+
+    def _output(self, event: EventDict) -> str:
+        request_id = f"request_id={_harmless(event['request_id'])}" if "request_id" in event else ""
+        clock, stream = event["timestamp"], f"{event['stream']:9}"
+        if self._colors:
+            clock, stream = f"{DIM}{clock}{PLAIN}", f"{CYAN}{stream}{PLAIN}"
+            request_id = f"{DIM}{request_id}{PLAIN}" if request_id else ""
+        return f"{clock} [{stream}] {event['text']}{'  ' if request_id else ''}{request_id}"
+
+    def _clock(self, when: float) -> str:
+        second = int(when)
+        if second != self._second:
+            self._second = second
+            self._text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        return self._text
+
+
+def _harmless(text: str) -> str:
+    """`text`, which a caller chose, without what could forge a line or steer a terminal."""
+    return text if text.isprintable() else text.encode("unicode_escape", "replace").decode()
+
+
+# --- what the app prints -----------------------------------------------------------------------
+
+
+class Output:
+    """What the app prints, cut into lines; each is logged and told to the listeners.
+
+    A line belongs to the request it was printed for. Its beginning is kept, for each request and
+    thread apart, until the rest comes or the request ends. Empty lines are dropped, and of a line
+    that overwrites itself with carriage returns (a progress bar) the last state is kept.
+    """
+
+    def __init__(self) -> None:
+        self.listeners: list[OnOutput] = []
+        self._begun: dict[tuple[Stream, str | None, int], str] = {}
+        self._here = threading.local()  # .inside: this thread is logging a line right now
+        self._process = self._last_process = os.getpid()
+        # All lines are logged, whatever the level; and to stderr, wherever the app sends its own.
+        self._log = structlog.wrap_logger(
+            Terminal(), wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET)
+        )
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self._begun)
+
+    @property
+    def inside(self) -> bool:
+        return getattr(self._here, "inside", False)
+
+    def write(self, stream: Stream, text: str) -> None:
+        if (process := os.getpid()) != self._last_process:
+            self._last_process = process
+            self._begun.clear()  # a forked child: what its parent began, its parent ends
+        request_id = current_request().id
+        key = stream, request_id, threading.get_ident()
+        begun = self._begun.pop(key, "") if self._begun else ""
+        *lines, rest = (begun + text).split("\n")
+        for line in lines:
+            self._tell(request_id, stream, line)
+        if "\r" in rest[:-1]:
+            rest = rest[rest.rindex("\r", 0, -1) + 1 :]
+        if len(rest) > LINE_LIMIT:
+            self._tell(request_id, stream, rest)
+        elif rest:
+            self._begun[key] = rest
+
+    def end(self, request_id: str) -> None:
+        """Tell the lines that this request began and did not finish."""
+        for key in [k for k in list(self._begun) if k[1] == request_id]:
+            self._finish(key)
+
+    def end_all(self) -> None:
+        for key in list(self._begun):
+            self._finish(key)
+
+    def end_in_child(self) -> None:
+        """A forked child ends without further ado: what it began is told when it flushes."""
+        if self._last_process != self._process:
+            self.end_all()
+
+    def _finish(self, key: tuple[Stream, str | None, int]) -> None:
+        if line := self._begun.pop(key, ""):
+            self._tell(key[1], key[0], line)
+
+    def _tell(self, request_id: str | None, stream: Stream, line: str) -> None:
+        line = line.rstrip("\r").rpartition("\r")[2]
+        if not line:
+            return
+        self._here.inside = True
+        try:
+            belongs = {} if request_id is None else {"request_id": request_id}
+            self._log.info("app.output", stream=stream, text=line, **belongs)
+            if self._last_process == self._process:
+                for listener in self.listeners:
+                    self._call(listener, request_id, stream, line)
+        finally:
+            self._here.inside = False
+
+    def _call(self, listener: OnOutput, request_id: str | None, stream: Stream, line: str) -> None:
+        try:
+            listener(request_id, stream, line, time.time())
+        except Exception as error:
+            self._log.error("output.listener_failed", exc_info=error)
+
+
+class Captured(io.TextIOBase):
+    """Stands in for `sys.stdout` or `sys.stderr`. What it does not know, the original answers."""
+
+    def __init__(self, original: TextIO, stream: Stream, output: Output) -> None:
+        self.original = original
+        self._stream: Stream = stream
+        self._output = output
+        self.open = True  # False: hand everything to the original
+
+    def write(self, text: str, /) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        if not self.open or self._output.inside:
+            return self.original.write(text)
+        self._output.write(self._stream, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._output.end_in_child()
+        self.original.flush()
+
+    def close(self) -> None:
+        """Stay open, as others print too."""
+
+    def isatty(self) -> bool:
+        return False  # a log reads this, no person: no colours, no cursor movements
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.original.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.original.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self.original.errors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+
+@contextmanager
+def captured(output: Output) -> Iterator[None]:
+    """Within it, what is printed goes to `output`; afterwards the streams are as they were."""
+    streams: list[tuple[Stream, Captured]] = []
+    for stream in ("stdout", "stderr"):
+        if (original := getattr(sys, stream)) is not None:
+            streams.append((stream, Captured(original, stream, output)))
+            setattr(sys, stream, streams[-1][1])
+    try:
+        yield
+    finally:
+        output.end_all()
+        for stream, stand_in in streams:
+            stand_in.open = False  # whoever kept it prints on
+            if getattr(sys, stream) is stand_in:
+                setattr(sys, stream, stand_in.original)
+
+
+def _behind(stream: Any) -> Any:
+    while isinstance(stream, Captured):
+        stream = stream.original
+    return stream
+
+
+# --- one line per request ----------------------------------------------------------------------
+
+
+class Journal:
+    """The finished requests of one service, on their way to the log."""
+
+    def __init__(self) -> None:
+        self.output = Output()
+        self._finished: deque[tuple[float, Finished]] = deque()
+        self._context = contextvars.Context()  # the timer's: of no request
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._closed = False
+
+    def add(self, record: Finished) -> None:
+        self._finished.append((time.time(), record))
+        if self._timer is None:
+            self._arm()
+
+    def _arm(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.write_all()
+            return
+        if self._closed:
+            self.write_all()
+        else:
+            self._timer = loop.call_later(BATCH_SECONDS, self._write_some, context=self._context)
+
+    def _write_some(self) -> None:
+        self._timer = None
+        self._write([self._finished.popleft() for _ in range(min(BATCH_LINES, len(self._finished)))])
+        if self._finished:
+            self._timer = asyncio.get_running_loop().call_soon(self._write_some, context=self._context)
+
+    def write_all(self) -> None:
+        while self._finished:
+            self._write([self._finished.popleft() for _ in range(min(BATCH_LINES, len(self._finished)))])
+
+    def close(self) -> None:
+        """Write what is left; whatever still comes is written at once."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.write_all()
+
+    def _write(self, batch: list[tuple[float, Finished]]) -> None:
+        try:
+            for _, record in batch:
+                if self.output.has_begun:
+                    self.output.end(record.request_id)
+            renderer = structlog.get_config()["processors"][-1]
+            if isinstance(renderer, (Json, Console)):
+                write_access(renderer, batch)
+            else:  # the app's own configuration, or a test's
+                for when, record in batch:
+                    log_access(when, record)
+        except Exception as error:
+            structlog.get_logger().error("access_log.failed", exc_info=error, lines=len(batch))
+
+
+def write_access(renderer: Json | Console, batch: list[tuple[float, Finished]]) -> None:
+    """Render and write the batch in one go, past structlog's chain: about ten times as fast."""
+    if renderer.level > logging.INFO:
+        return
+    if renderer.level > logging.DEBUG:
+        batch = [(when, record) for when, record in batch if not _is_probe(record)]
+    if batch:
+        Terminal().msg(renderer.access(batch))
+
+
+def log_access(when: float, record: Finished) -> None:
+    fields = msgspec.structs.asdict(access_line(when, record))
+    level, event = fields.pop("level"), fields.pop("event")
+    fields = {k: v for k, v in fields.items() if v is not None and k != "timestamp"}
+    structlog.get_logger().log(LEVELS[level], event, **fields)
+
+
+# --- hooks -------------------------------------------------------------------------------------
+
+# Both hooks are asked apart and must come to the same journal.
+_journals: WeakKeyDictionary[Any, Journal] = WeakKeyDictionary()
+
+
+def journal_of(service: ServiceView) -> Journal:
+    return _journals.setdefault(service, Journal())
+
+
+def on_output(service: ServiceView, listener: OnOutput) -> None:
+    """Call `listener(request_id, stream, text, when)` with every line that the app prints.
+
+    It is called in the thread that prints, at once; it must be quick. What it raises is logged.
+    """
+    journal_of(service).output.listeners.append(listener)
+
+
+@hookimpl
+def observe_requests(service: ServiceView) -> Callable[[Finished], None]:
+    return journal_of(service).add
+
+
+@hookimpl
+def lifespan(service: ServiceView) -> AbstractAsyncContextManager[None]:
+    return _observed(service)
+
+
+@asynccontextmanager
+async def _observed(service: ServiceView) -> AsyncIterator[None]:
+    journal, settings = journal_of(service), service.settings
+    ours = not structlog.is_configured()  # no `main`: another server carries us
+    if ours:
+        configure_logging(
+            settings.log_format, settings.log_level, stdlib=not logging.root.handlers
+        )
+    try:
+        with captured(journal.output):
+            yield
+    finally:
+        journal.close()
+        if ours:
+            structlog.reset_defaults()

@@ -44,7 +44,7 @@ class RunnerError(Exception):
         return json_response({"detail": str(self)}, status=self.status)
 
 
-class ConfigError(RunnerError):
+class ConfigError(RunnerError, ValueError):
     """A setting, a class or a plugin is wrong. Raised before serving; `main` prints it and exits with 2."""
 
 
@@ -59,7 +59,7 @@ class InvalidInput(RunnerError):
 
     def response(self) -> Response:
         return json_response(
-            {"detail": [printable(msgspec.to_builtins(fault, enc_hook=as_is)) for fault in self.faults]},
+            {"detail": [printable(msgspec.to_builtins(fault, enc_hook=as_is, builtin_types=(bytes, bytearray, memoryview))) for fault in self.faults]},
             status=422,
             headers={"x-fal-billable-units": "0"},
         )

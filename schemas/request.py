@@ -45,6 +45,7 @@ class Request:
         self.body = body
         self.path_parameters: Mapping[str, str] = {}
         self.token = token
+        self.place: Any = None  # in the lane, while an endpoint runs for this request
 
     @property
     def request_id(self) -> str | None:

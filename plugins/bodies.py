@@ -1,0 +1,98 @@
+"""A request's body, whole: within its limit, decompressed, or refused with a reason."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+from ..schemas.asgi import RawHeaders, Receive
+from ..schemas.problems import HTTPError
+
+CLOSE = {"connection": "close"}  # what we did not read must not be taken for the next request
+
+
+class Disconnected(Exception):
+    """The client left before its body was complete."""
+
+
+async def read_body(receive: Receive, headers: RawHeaders, limit: int) -> bytes:
+    """Return the body, at most `limit` bytes before and after decompression.
+
+    Raises HTTPError 413 before reading what is announced too large, 415 for an unknown
+    content coding, 400 for a broken one or for both a length and a transfer coding
+    (RFC 9112, 6.3), and Disconnected.
+    """
+    length, coding = _framing(headers)
+    if length > limit:
+        raise _too_large(limit)
+    decompress = _decompressor(coding, limit)
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        part = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        if part:
+            parts.append(part)
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    return decompress(body) if decompress and body else body
+
+
+def _framing(headers: RawHeaders) -> tuple[int, str]:
+    """The announced length (0 when none is) and the content coding."""
+    length, coding, chunked = -1, "", False
+    for name, value in headers:
+        if name == b"content-length":
+            length = int(value) if value.isdigit() else 0
+        elif name == b"content-encoding":
+            coding = value.decode("latin-1").strip().lower()
+        elif name == b"transfer-encoding":
+            chunked = True
+    if chunked and length >= 0:
+        raise HTTPError(400, "a request has Content-Length or Transfer-Encoding, not both", CLOSE)
+    return max(length, 0), coding
+
+
+def _decompressor(coding: str, limit: int) -> Callable[[bytes], bytes] | None:
+    if coding in ("", "identity"):
+        return None
+    if coding in ("gzip", "x-gzip", "deflate"):
+        return lambda body: _inflate(body, limit)
+    if coding == "zstd":
+        return lambda body: _unzstd(body, limit)
+    raise HTTPError(415, f"the content coding {coding!r} is not known here; use gzip, zstd or none", CLOSE)
+
+
+def _inflate(body: bytes, limit: int) -> bytes:
+    decoder = zlib.decompressobj(wbits=47)  # 32 + 15: gzip or zlib, told by the first bytes
+    try:
+        whole = decoder.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise HTTPError(400, f"the body is not valid gzip: {error}") from None
+    if len(whole) > limit:
+        raise _too_large(limit)
+    if not decoder.eof:
+        raise HTTPError(400, "the body is not valid gzip: it ends too early")
+    return whole
+
+
+def _unzstd(body: bytes, limit: int) -> bytes:
+    import zstandard
+
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=128 * 1024 * 1024).stream_reader(body) as reader:
+            whole = reader.read(limit + 1)
+    except zstandard.ZstdError as error:
+        raise HTTPError(400, f"the body is not valid zstd: {error}") from None
+    if len(whole) > limit:
+        raise _too_large(limit)
+    return whole
+
+
+def _too_large(limit: int) -> HTTPError:
+    return HTTPError(413, f"the body is larger than {limit} bytes, the limit of this server", CLOSE)

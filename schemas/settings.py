@@ -1,0 +1,114 @@
+"""The settings: one table, read from flags, the environment and a file, in that order of strength."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from .problems import ConfigError
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator may set. Each is a flag, `RUNNER_<NAME>` and a key of `[tool.runner]` or runner.toml."""
+
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 picks a free one")] = 8000
+    app_dir: Annotated[str, Meta(description="folder that the app is imported from")] = "."
+    app_id: Annotated[str, Meta(pattern=r"^$|^[\w.-]+/[\w.-]+$", description="owner/name that callers use; default local/<class-name>")] = ""
+    plugin: Annotated[list[str], Meta(description="plugin to add: a file, module or module:object; may repeat")] = []
+    no_plugin: Annotated[list[str], Meta(description="built-in plugin to leave out; may repeat")] = []
+    tls_cert: Annotated[str, Meta(description="certificate chain, PEM")] = ""
+    tls_key: Annotated[str, Meta(description="private key, PEM")] = ""
+    log_format: Annotated[Literal["console", "json"], Meta(description="for people or for machines")] = "console"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least level to log")] = "info"
+    max_body_bytes: Annotated[int, Meta(ge=1, description="largest request body, also once decompressed")] = 100 * 1024 * 1024
+    max_queued_requests: Annotated[int, Meta(ge=0, description="requests that may wait for a place")] = 1000
+    allow_private_hosts: Annotated[list[str], Meta(description="host that inputs may be fetched from although private; may repeat")] = []
+    ready_fd: Annotated[int, Meta(ge=-1, description="file descriptor that gets one JSON line when ready")] = -1
+
+
+ACTIONS = {
+    "openapi": "print the OpenAPI document and end",
+    "check": "load the app, list its endpoints and plugins, and end",
+}
+EXAMPLES = {"port": "8000", "app_id": "local/my-app", "log_format": "json", "log_level": "info", "ready_fd": "3"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{message}; try: runner app:MyApp --port 8000")
+
+
+def read_settings(
+    arguments: Sequence[str], environment: Mapping[str, str], folder: Path
+) -> tuple[str, Settings, str | None]:
+    """Return the app's target, the settings and the action asked for (`openapi`, `check` or None).
+
+    A flag beats the environment, which beats `runner.toml` or else `[tool.runner]` of
+    `pyproject.toml` in `folder`. Raises ConfigError that names the flag, variable or key.
+    """
+    hints = get_type_hints(Settings, include_extras=True)
+    parser = _Parser(prog="runner", description="Serve the endpoints of one app.", allow_abbrev=False)
+    parser.add_argument("target", metavar="MODULE:CLASS", help="the app: app:MyApp, path/to/app.py:MyApp or app.py::MyApp")
+    for name, hint in hints.items():
+        default = getattr(Settings(), name)
+        help_text = hint.__metadata__[0].description + (f" (default {default})" if default not in ("", [], -1) else "")
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, action="append" if _is_list(hint) else "store", help=help_text, metavar=name.upper())
+    actions = parser.add_mutually_exclusive_group()
+    for name, help_text in ACTIONS.items():
+        actions.add_argument(f"--{name}", action="store_true", help=help_text)
+
+    given = vars(parser.parse_args(arguments))
+    values = dict(_from_file(folder, hints))
+    for name, hint in hints.items():
+        variable = f"RUNNER_{name.upper()}"
+        if given[name] is not None:
+            values[name] = _checked(given[name], hint, name, f"--{name.replace('_', '-')}")
+        elif variable in environment:
+            text = environment[variable]
+            raw: Any = [part for part in text.split(",") if part] if _is_list(hint) else text
+            values[name] = _checked(raw, hint, name, variable)
+    settings = Settings(**values)
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise ConfigError("--tls-cert and --tls-key go together: give both or neither")
+    for name, file in (("--tls-cert", settings.tls_cert), ("--tls-key", settings.tls_key)):
+        if file and not Path(file).is_file():
+            raise ConfigError(f"{name}: there is no file {file!r}")
+    return given["target"], settings, next((a for a in ACTIONS if given[a]), None)
+
+
+def _is_list(hint: Any) -> bool:
+    return get_origin(get_args(hint)[0]) is list
+
+
+def _from_file(folder: Path, hints: Mapping[str, Any]) -> Mapping[str, Any]:
+    for file, keys in ((folder / "runner.toml", ()), (folder / "pyproject.toml", ("tool", "runner"))):
+        if not file.is_file():
+            continue
+        try:
+            table: Any = tomllib.loads(file.read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: {error}") from None
+        for key in keys:
+            table = table.get(key, {})
+        if table:
+            return {name: _checked(value, hints.get(name), name, f"{file}: {name}") for name, value in table.items()}
+    return {}
+
+
+def _checked(value: Any, hint: Any, name: str, where: str) -> Any:
+    if hint is None:
+        raise ConfigError(f"{where} is not a setting; known ones: {', '.join(Settings.__struct_fields__)}")
+    try:
+        return msgspec.convert(value, hint, strict=not isinstance(value, str))
+    except msgspec.ValidationError as error:
+        example = EXAMPLES.get(name)
+        hint_text = f"; for example {example}" if example else ""
+        raise ConfigError(f"{where}: {value!r} will not do: {error}{hint_text}") from None

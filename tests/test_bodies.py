@@ -1,0 +1,94 @@
+"""Bodies are read whole, within their limit (behaviour 13), or refused with a reason."""
+
+import gzip
+from collections.abc import Iterator
+
+import pytest
+import zstandard
+
+import runner
+from runner.plugins.bodies import Disconnected, read_body
+from runner.schemas.asgi import Message, Receive
+
+LIMIT = 1000
+
+
+def arriving(*messages: Message) -> Receive:
+    left: Iterator[Message] = iter(messages)
+
+    async def receive() -> Message:
+        return next(left)
+
+    return receive
+
+
+def whole(body: bytes) -> Receive:
+    return arriving({"type": "http.request", "body": body})
+
+
+async def test_a_body_in_parts_arrives_joined() -> None:
+    receive = arriving(
+        {"type": "http.request", "body": b"one ", "more_body": True},
+        {"type": "http.request", "body": b"two", "more_body": False},
+    )
+
+    assert await read_body(receive, [], LIMIT) == b"one two"
+
+
+async def test_a_body_announced_too_large_is_refused_before_it_is_read() -> None:
+    with pytest.raises(runner.HTTPError) as refused:
+        await read_body(arriving(), [(b"content-length", b"1001")], LIMIT)
+
+    assert refused.value.status == 413
+    assert "1000 bytes" in refused.value.detail
+
+
+async def test_a_body_that_grows_too_large_is_refused() -> None:
+    with pytest.raises(runner.HTTPError) as refused:
+        await read_body(whole(b"x" * (LIMIT + 1)), [], LIMIT)
+
+    assert refused.value.status == 413
+
+
+@pytest.mark.parametrize(("coding", "compress"), [(b"gzip", gzip.compress), (b"zstd", zstandard.compress)])
+async def test_compressed_bodies_arrive_decompressed_and_bombs_are_refused(coding, compress) -> None:  # type: ignore[no-untyped-def]
+    headers = [(b"content-encoding", coding)]
+
+    assert await read_body(whole(compress(b"x" * LIMIT)), headers, LIMIT) == b"x" * LIMIT
+    with pytest.raises(runner.HTTPError) as refused:
+        await read_body(whole(compress(b"x" * 1_000_000)), headers, LIMIT * 100)
+    assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"zstd"])
+@pytest.mark.parametrize("cut", [True, False])
+async def test_a_broken_coding_is_the_callers_error(coding: bytes, cut: bool) -> None:
+    compressed = (gzip.compress if coding == b"gzip" else zstandard.compress)(b"x" * LIMIT)
+    body = compressed[:-5] if cut and coding == b"gzip" else b"not compressed at all"
+
+    with pytest.raises(runner.HTTPError) as refused:
+        await read_body(whole(body), [(b"content-encoding", coding)], LIMIT)
+
+    assert refused.value.status == 400
+    assert "not valid" in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([(b"content-encoding", b"br")], 415),
+        ([(b"content-length", b"3"), (b"transfer-encoding", b"chunked")], 400),
+    ],
+)
+async def test_what_cannot_be_framed_or_decoded_is_refused(headers: list[tuple[bytes, bytes]], status: int) -> None:
+    with pytest.raises(runner.HTTPError) as refused:
+        await read_body(whole(b"abc"), headers, LIMIT)
+
+    assert refused.value.status == status
+
+
+async def test_a_caller_who_leaves_before_the_end_is_told_apart() -> None:
+    receive = arriving({"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.disconnect"})
+
+    with pytest.raises(Disconnected):
+        await read_body(receive, [], LIMIT)

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 import zstandard
-
-import runner
 from runner.plugins.bodies import Disconnected, read_body
 from runner.schemas.asgi import Message, Receive
+
+import runner
 
 LIMIT = 1000
 

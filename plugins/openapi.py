@@ -97,7 +97,7 @@ def document(service: ServiceView) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": service.app.name,
-            "version": version if isinstance(version, str) and version else "0.1.0",
+            "version": version if isinstance(version, str) and version != "unknown" else "0.1.0",
         },
         "paths": paths,
         "components": {"schemas": components.finished()},

@@ -13,7 +13,6 @@ The story so far: names, then the marks and rules of an app. Assembly and the se
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +21,7 @@ __path__ = [str(Path(__file__).parent)]  # `plugins/` and `schemas/` are runner.
 
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.types import Header
-from runner.schemas.app import AppSpec, read_options
+from runner.schemas.app import AppSpec, derive_alias, read_options
 from runner.schemas.endpoint import Mark, OnDisconnect, check_path
 from runner.schemas.health import HealthCheck
 from runner.schemas.problems import (
@@ -111,7 +110,7 @@ class App:
             raise ConfigError(f"{cls.__name__}: app_files_context_dir needs app_files beside it")
         if getattr(cls, "app_files", None) and getattr(cls, "image", None):
             raise ConfigError(f"{cls.__name__}: app_files and image exclude each other")
-        cls.app_name = cls.app_name or name or alias_of(cls.__name__)
+        cls.app_name = cls.app_name or name or derive_alias(cls.__name__)
 
     def setup(self) -> Any:
         """Load the model. Called once, before any request; sync or async."""
@@ -133,20 +132,6 @@ class App:
     @property
     def current_request(self) -> Request:
         return current_request()
-
-
-def alias_of(class_name: str) -> str:
-    """An app's name in URLs, derived from its class as fal does: MyGoodApp gives my-good-app.
-
-    Digits and leading lower-case letters are lost once there is a capital (GPT4App: g-p-t-app).
-    """
-    words = re.findall(r"[A-Z][a-z]*", class_name)
-    if not words and "_" in class_name:
-        words = [word for word in class_name.split("_") if word]
-    alias = "-".join(words or [class_name]).lower()
-    if not alias:
-        raise ConfigError("an app needs a name; set app_name = 'my-app'")
-    return alias
 
 
 def describe_app(target: type[App]) -> AppSpec:

@@ -7,7 +7,7 @@ An exception in a hook stops the start with the plugin's name.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,10 @@ if TYPE_CHECKING:
     from ..schemas.endpoint import Endpoint
     from ..schemas.events import Finished
     from ..schemas.response import Response
-    from ..schemas.service import Call, Route, ServiceView, Wrapper
+    from ..schemas.service import Route, ServiceView, Wrapper
 
 hookspec = pluggy.HookspecMarker("runner")
 hookimpl = pluggy.HookimplMarker("runner")
-
-Observer = "Callable[[Finished], None]"
 
 
 @hookspec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -47,3 +48,15 @@ def read_options(attributes: Mapping[str, Any], *, of: str) -> Options:
     if options.max_multiplexing < 1:
         raise ConfigError(f"{of}.max_multiplexing is {options.max_multiplexing}; at least 1 request must run")
     return options
+
+
+def derive_alias(class_name: str) -> str:
+    """The name of an app in URLs, from that of its class: MyGoodApp gives my-good-app.
+
+    The rule is fal's: each capital begins a word, and once there is one, digits and leading
+    lower-case letters are lost (GPT4App gives g-p-t-app). Raises ConfigError when nothing is left.
+    """
+    words = re.findall(r"[A-Z][a-z]*", class_name) or [word for word in class_name.split("_") if word]
+    if not words:
+        raise ConfigError(f"no app name can be made of {class_name!r}; set app_name = 'my-app'")
+    return "-".join(words).lower()

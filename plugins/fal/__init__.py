@@ -1,0 +1,108 @@
+"""fal compatibility: apps written for fal run here unchanged.
+
+Without the fal package an app's `import fal` finds a module made of our own names (`modules.py`);
+with it, its `fal.App` classes are served (`installed.py`). Errors answer as fal's runner answers
+them (`errors.py`). What fal's platform does around a runner, deploying and scaling, is not here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import ModuleType
+from typing import Any
+
+from ...schemas.app import AppSpec
+from ...schemas.health import State
+from ...schemas.response import Response
+from ...schemas.service import ServiceView
+from ..hookspecs import hookimpl
+from .errors import answer_to, print_traceback
+from .installed import describe_fal_app
+from .modules import build_modules
+
+__all__ = ["describe_app", "lifespan", "map_error", "print_traceback", "provide_modules", "response_headers"]
+
+log = logging.getLogger("runner.fal")
+
+HINTS = b"x-fal-runner-hints"
+RUNNER_STATES = {State.READY: "RUNNING", State.DRAINING: "TERMINATING", State.FAILED: "TERMINATING"}
+
+
+@hookimpl
+def provide_modules(names: Mapping[str, Any]) -> Mapping[str, ModuleType]:
+    return build_modules(names)
+
+
+@hookimpl
+def describe_app(target: type) -> AppSpec | None:
+    return describe_fal_app(target)
+
+
+@hookimpl
+def map_error(service: ServiceView) -> Callable[[BaseException], Response | None]:
+    return answer_to
+
+
+@hookimpl
+def response_headers(service: ServiceView) -> Callable[[], list[tuple[bytes, bytes]]]:
+    """`X-Fal-Runner-Hints`, asked of the app for every answer; an app that gives none has no header."""
+    told: set[str] = set()
+
+    def once(key: str, message: str, *arguments: Any, **options: Any) -> None:
+        if key not in told:
+            told.add(key)
+            log.warning(message, *arguments, **options)
+
+    def hints() -> list[tuple[bytes, bytes]]:
+        app = service.instance
+        name = type(app).__name__
+        try:
+            kept = []
+            for hint in app.provide_hints():
+                if hint.isprintable() and hint.encode("latin-1", "ignore").decode("latin-1") == hint:
+                    kept.append(hint)
+                else:
+                    once(f"hint {hint}", "%s: the hint %r is dropped, a header cannot hold it", name, hint)
+            return [(HINTS, ",".join(kept).encode("latin-1"))]
+        except NotImplementedError:
+            return []
+        except Exception:
+            once("error", "%s.provide_hints failed; answers go out without hints", name, exc_info=True)
+            return []
+
+    return hints
+
+
+@hookimpl
+def lifespan(service: ServiceView) -> AbstractAsyncContextManager[None]:
+    return _current(service)
+
+
+@asynccontextmanager
+async def _current(service: ServiceView) -> AsyncIterator[None]:
+    """Keep what apps look up process-wide: `fal.ref`'s current app and FAL_RUNNER_STATE."""
+
+    def state_is(state: State) -> None:
+        if state in RUNNER_STATES:
+            os.environ["FAL_RUNNER_STATE"] = RUNNER_STATES[state]
+
+    os.environ["FAL_RUNNER_STATE"] = "SETUP"
+    service.health.watch(state_is)
+    ref: Any = sys.modules.get("fal.ref")
+    if ref is not None:
+        ref.current_app = service.instance
+    if importlib.util.find_spec("fal_client") is not None:
+        client = importlib.import_module("fal_client")
+        if hasattr(client, "set_get_current_app"):  # its calls pass on two headers of the request
+            client.set_get_current_app(lambda: service.instance)
+    try:
+        yield
+    finally:
+        if ref is not None:
+            ref.current_app = None

@@ -1,0 +1,113 @@
+"""The pydantic part of `fal.toolkit`. Imported when an app asks for one of its names."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
+
+from .toolkit import ImageSizeConstraints, to_xfal
+
+IS_PYDANTIC_V2 = True
+HIDDEN = "runner.fal.hidden"
+T = TypeVar("T")
+
+
+def Hidden(field: T) -> T:
+    """Keep a field out of the playground's form: `debug: bool = Hidden(Field(default=False))`.
+
+    Callers may still send it. Raises TypeError for what is not a Field, ValueError for one
+    without a default.
+    """
+    if not isinstance(field, FieldInfo):
+        raise TypeError(f"Hidden() got {type(field).__name__}; write Hidden(Field(default=...))")
+    if field.is_required():
+        raise ValueError("a hidden field needs a default, for example Hidden(Field(default=False))")
+    field.metadata = [*field.metadata, HIDDEN]
+    return field
+
+
+class FalBaseModel(BaseModel):
+    """A model whose schema puts `FIELD_ORDERS` first and marks hidden fields for the playground."""
+
+    SCHEMA_IGNORES: ClassVar[set[str]] = set()
+    FIELD_ORDERS: ClassVar[list[str]] = []
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        if cls.__dict__.get("SCHEMA_IGNORES"):
+            warnings.warn(
+                f"{cls.__name__}.SCHEMA_IGNORES is deprecated; write Hidden(Field(default=...))",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        schema: dict[str, Any] = handler(core_schema)
+        found = handler.resolve_ref_schema(schema)
+        properties = found.get("properties", {})
+        for name, field in cls.model_fields.items():
+            shown = name if name in properties else field.alias
+            if shown in properties and (name in cls.SCHEMA_IGNORES or HIDDEN in field.metadata):
+                properties[shown].setdefault("ui", {})["hidden"] = True
+        first = {name: properties[name] for name in cls.FIELD_ORDERS if name in properties}
+        if first:
+            found["properties"] = {**first, **{k: v for k, v in properties.items() if k not in first}}
+        return schema
+
+
+class ImageSize(BaseModel):
+    width: int = Field(default=512, description="The width of the generated image.", gt=0, le=14142)
+    height: int = Field(default=512, description="The height of the generated image.", gt=0, le=14142)
+
+
+ImageSizePreset = Literal[
+    "square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"
+]
+_SIZES = ((1024, 1024), (512, 512), (768, 1024), (576, 1024), (1024, 768), (1024, 576))
+IMAGE_SIZE_PRESETS = {
+    name: ImageSize(width=width, height=height)
+    for name, (width, height) in zip(get_args(ImageSizePreset), _SIZES, strict=True)
+}
+ImageSizeInput = ImageSize | ImageSizePreset
+
+
+def get_image_size(source: ImageSizeInput) -> ImageSize:
+    """The size that a caller gave, as numbers or as the name of a preset. TypeError for others."""
+    if isinstance(source, ImageSize):
+        return source
+    if isinstance(source, str) and source in IMAGE_SIZE_PRESETS:
+        return IMAGE_SIZE_PRESETS[source]
+    raise TypeError(f"{source!r} is no image size; give ImageSize(width=…, height=…) or one of {sorted(IMAGE_SIZE_PRESETS)}")
+
+
+def ImageSizeField(
+    *arguments: Any,
+    constraints: ImageSizeConstraints | None = None,
+    ui: dict[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """A Field for an `image_size`: its limits stand under `x-fal` in the schema, `ui` beside them."""
+    shown: dict[str, Any] = {}
+    if constraints is not None and (limits := to_xfal(constraints)):
+        shown["x-fal"] = limits
+    extra = options.pop("json_schema_extra", None)
+    if callable(extra):
+
+        def both(schema: dict[str, Any]) -> None:
+            extra(schema)
+            _merge(schema, shown, ui)
+
+        return Field(*arguments, json_schema_extra=both, **options)
+    return Field(*arguments, json_schema_extra=_merge(dict(extra or {}), shown, ui), **options)
+
+
+def _merge(schema: dict[str, Any], shown: dict[str, Any], ui: dict[str, Any] | None) -> dict[str, Any]:
+    schema.update(shown)
+    if ui:
+        schema["ui"] = {**schema.get("ui", {}), **ui}
+    return schema

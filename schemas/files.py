@@ -1,0 +1,405 @@
+"""Files as inputs: a URL, a data: URI or an upload, read only when the endpoint asks for it.
+
+A `File` stands for bytes that may lie elsewhere. Parsing one checks its URL and never downloads.
+`as_bytes()`, `open()`, `save()` and `as_bytes_async()` fetch it once, into a temporary file without
+a name, which is gone when nobody holds the File. What cannot be fetched is the caller's fault: an
+InvalidInput at the field where the File stood. How to download is not decided here: a `Download`
+is attached to each File of a request before the endpoint runs.
+
+On the wire a File is `{"url", "content_type", "file_name", "file_size"}` or just the URL as a
+string. `__from_json__`, `__to_json__` and `__json_schema__` are what a codec needs to know of it;
+inside pydantic models the class describes itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import io
+import mimetypes
+import os
+import re
+import shutil
+import tempfile
+import threading
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Protocol, Self
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from .problems import Fault, InvalidInput, RequestCancelled
+
+Loc = tuple[str | int, ...]
+INVALID_URL = "value must be a valid URL"
+NEVER_IN_URLS = re.compile(r"[\x00-\x20\x7f\\]")
+SHOWN = 100  # characters of a URL in messages; data: URIs run to megabytes
+
+
+class Unfetchable(Exception):
+    """Why a URL could not be read, in words for the caller who sent it."""
+
+
+class Content:
+    """Bytes in a temporary file without a name, and what their source said of them.
+
+    Owned by the File they were fetched for. The file is closed, and so gone, with its last reader.
+    """
+
+    def __init__(self, *, content_type: str | None = None, file_name: str | None = None) -> None:
+        self.content_type, self.file_name = content_type, file_name
+        self.size = 0
+        self._file = tempfile.TemporaryFile(prefix="runner-", buffering=0)  # noqa: SIM115
+
+    def append(self, chunk: bytes) -> None:
+        """Add to the end. Only for whoever fills it, before anybody reads."""
+        view = memoryview(chunk)
+        while view:
+            view = view[self._file.write(view) :]
+        self.size += len(chunk)
+
+    def reader(self) -> BinaryIO:
+        """The bytes from their start, for one reader; each has a position of its own."""
+        return io.BufferedReader(_Reader(self), 128 * 1024)
+
+    def at(self, position: int, size: int) -> bytes:
+        """Up to `size` bytes from `position`."""
+        return os.pread(self._file.fileno(), size, position)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __del__(self) -> None:
+        if file := getattr(self, "_file", None):
+            file.close()
+
+
+class Download(Protocol):
+    """Fetches a URL of http or https; raises Unfetchable, or RequestCancelled once `gone()` is true."""
+
+    def __call__(self, url: str, gone: Callable[[], bool]) -> Content: ...
+
+
+class File:
+    """A file that a caller sent: by URL, as a data: URI, or as an upload.
+
+    `content_type`, `file_name` and `file_size` (bytes) are what the caller said; what is missing
+    is filled in when the file is read. Reading blocks: async endpoints use `as_bytes_async()`.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ("url", "content_type", "file_name", "file_size")
+    ui: ClassVar[str | None] = None  # the playground's widget
+
+    def __init__(
+        self,
+        url: str,
+        content_type: str | None = None,
+        file_name: str | None = None,
+        file_size: int | None = None,
+    ) -> None:
+        """Raises ValueError unless `url` is one of http, https or data."""
+        self._url: str | None = checked_url(url)
+        self._content: Content | bytes | None = None
+        self._download: Download | None = None
+        self._loc: Loc = ("body",)
+        self._gone: Callable[[], bool] = _never
+        self._turn = threading.Lock()  # whoever reads first fetches; the others wait for it
+        self.content_type = content_type or _media_type(self._url)
+        self.file_name = file_name
+        self.file_size = file_size
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, content_type: str | None = None, file_name: str | None = None
+    ) -> Self:
+        """A file that is here already. The type, when not given, is guessed from the name."""
+        guessed = mimetypes.guess_type(file_name)[0] if file_name else None
+        file = cls("data:,", content_type or guessed or "application/octet-stream", file_name, len(data))
+        file._url, file._content = None, data
+        return file
+
+    @property
+    def url(self) -> str:
+        """Where it lies. An upload has no address of its own and shows itself as a data: URI."""
+        if self._url is None:
+            assert isinstance(self._content, bytes)
+            self._url = f"data:{self.content_type};base64,{b64encode(self._content).decode()}"
+        return self._url
+
+    def as_bytes(self) -> bytes:
+        """All of it, fetched now if it was not before. Raises InvalidInput at the file's field."""
+        with self.open() as file:
+            return file.read()
+
+    async def as_bytes_async(self) -> bytes:
+        """As `as_bytes`, without blocking the event loop; cancelling it ends the download."""
+        left = threading.Event()
+
+        def read() -> bytes:
+            self._fetched(lambda: left.is_set() or self._gone())
+            return self.as_bytes()
+
+        try:
+            return await asyncio.to_thread(read)
+        finally:
+            left.set()
+
+    def open(self) -> BinaryIO:
+        """A new reader at the start, seekable, fetched now if it was not before."""
+        content = self._fetched(self._gone)
+        return io.BytesIO(content) if isinstance(content, bytes) else content.reader()
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write it to `path`. FileExistsError when something is there and shall stay."""
+        target = Path(path)
+        if not overwrite and target.exists():
+            raise FileExistsError(f"{target} exists; pass overwrite=True to replace it")
+        with self.open() as source:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
+            try:
+                with partial.open("xb") as sink:
+                    shutil.copyfileobj(source, sink, 1024 * 1024)
+                if overwrite:
+                    partial.replace(target)
+                else:
+                    os.link(partial, target)  # unlike a rename it refuses a file that came meanwhile
+            finally:
+                partial.unlink(missing_ok=True)
+        return target
+
+    def invalid(self, message: str, *, type: str = "file_load_error") -> InvalidInput:
+        """The error to raise when the bytes are not what this endpoint needs: 422 at the field."""
+        shown = f"<binary {self.file_size} bytes>" if self._url is None else shortened(self._url)
+        return InvalidInput([Fault(type=type, loc=self._loc, msg=message, input=shown)])
+
+    def attach(self, download: Download, *, loc: Loc, gone: Callable[[], bool]) -> None:
+        """Say how to fetch it, where in the input it stood, and when nobody wants it any more."""
+        self._download, self._loc, self._gone = download, loc, gone
+
+    def _fetched(self, gone: Callable[[], bool]) -> Content | bytes:
+        while not self._turn.acquire(timeout=0.05):
+            if gone():
+                raise RequestCancelled
+        try:
+            if self._content is None:
+                try:
+                    self._content = self._fetch(gone)
+                except Unfetchable as error:
+                    raise self.invalid(f"File could not be read: {error}", type="file_download_error") from None
+            return self._content
+        finally:
+            self._turn.release()
+
+    def _fetch(self, gone: Callable[[], bool]) -> Content | bytes:
+        assert self._url is not None
+        if self._url[:5].lower() == "data:":
+            data = decode_data_uri(self._url)
+            self.file_size = len(data)
+            return data
+        if self._download is None:
+            raise RuntimeError("this File came with no request, so nothing here may download it")
+        content = self._download(self._url, gone)
+        self.content_type = self.content_type or content.content_type
+        self.file_name = self.file_name or content.file_name
+        self.file_size = content.size
+        return content
+
+    def __repr__(self) -> str:
+        url = shortened(self._url) if self._url is not None else f"<binary {self.file_size} bytes>"
+        named = (f"{name}={value!r}" for name in self.fields[1:] if (value := getattr(self, name)) is not None)
+        return f"{type(self).__name__}({', '.join((repr(url), *named))})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, name) for name in self.fields)
+
+    @classmethod
+    def __from_json__(cls, value: Any) -> Self:
+        """What a codec calls. ValueError for a bad URL, InvalidInput for a bad object."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        if isinstance(value, Mapping):
+            return cls(**_checked_fields(cls.fields, value))
+        msg = "Input should be a URL, or an object with a url"
+        raise InvalidInput([Fault(type="file_type", loc=(), msg=msg, input=value)])
+
+    def __to_json__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.fields}
+
+    @classmethod
+    def __json_schema__(cls) -> dict[str, Any]:
+        properties: dict[str, Any] = {
+            "url": {"type": "string", "title": "Url", "description": "http, https or data URL of the file."}
+        }
+        for name in cls.fields[1:]:
+            plain = "integer" if name in INTEGERS else "string"
+            title = name.replace("_", " ").title()
+            properties[name] = {"anyOf": [{"type": plain}, {"type": "null"}], "default": None, "title": title}
+        schema = {"type": "object", "title": cls.__name__, "properties": properties, "required": ["url"]}
+        return schema | ({"ui": {"field": cls.ui}} if cls.ui else {})
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> dict[str, Any]:
+        # A core schema is plain data, so describing ourselves to pydantic needs no pydantic.
+        def no_info(function: Callable[..., Any]) -> dict[str, Any]:
+            return {"type": "no-info", "function": function}
+
+        fields: dict[str, Any] = {
+            name: {
+                "type": "typed-dict-field",
+                "schema": {"type": "nullable", "schema": {"type": "int" if name in INTEGERS else "str"}},
+                "required": False,
+            }
+            for name in cls.fields[1:]
+        }
+        url = {"type": "function-after", "function": no_info(checked_url), "schema": {"type": "str"}}
+        fields["url"] = {"type": "typed-dict-field", "schema": url, "required": True}
+
+        def parse(value: Any, rest: Callable[[Any], dict[str, Any]]) -> File:
+            if isinstance(value, cls):
+                return value
+            return cls(value) if isinstance(value, str) else cls(**rest(value))
+
+        return {
+            "type": "function-wrap",
+            "function": no_info(parse),
+            "schema": {"type": "typed-dict", "fields": fields},
+            "serialization": {"type": "function-plain", "function": cls.__to_json__},
+        }
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return cls.__json_schema__()
+
+
+class Audio(File):
+    """A File that is sound."""
+
+    ui = "audio"
+
+
+class Video(File):
+    """A File that is a film."""
+
+    ui = "video"
+
+
+class Image(File):
+    """A File that is a picture; `width` and `height` in pixels when the caller gave them."""
+
+    fields = (*File.fields, "width", "height")
+    ui = "image"
+
+    def __init__(
+        self,
+        url: str,
+        content_type: str | None = None,
+        file_name: str | None = None,
+        file_size: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+    ) -> None:
+        super().__init__(url, content_type, file_name, file_size)
+        self.width, self.height = width, height
+
+
+INTEGERS = {"file_size", "width", "height"}
+
+
+def checked_url(url: str) -> str:
+    """`url` without white space around it; ValueError unless it is a URL of http, https or data."""
+    url = url.strip()
+    if url[:5].lower() == "data:":
+        if "," in url:
+            return url
+        raise ValueError(INVALID_URL)
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port out of range, brackets that hold no address
+        valid = False
+    if not valid or NEVER_IN_URLS.search(url):
+        raise ValueError(INVALID_URL)
+    return url
+
+
+def decode_data_uri(url: str) -> bytes:
+    """The bytes in a data: URI (RFC 2397). Raises Unfetchable for base64 that is not whole and clean."""
+    head, _, payload = url[5:].partition(",")
+    if not head.lower().rstrip().endswith(";base64"):
+        return unquote_to_bytes(payload)
+    try:
+        encoded = unquote_to_bytes(payload) if "%" in payload else payload.encode("ascii")
+        return binascii.a2b_base64(encoded, strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise Unfetchable(f"the data: URI is not valid base64 ({error})") from None
+
+
+def safe_name(name: str | None) -> str | None:
+    """The last part of `name`, with nothing that means something to a file system; None if nothing is left."""
+    name = re.sub(r"[\x00-\x1f\x7f]", "", re.split(r"[/\\]", name or "")[-1]).strip()
+    return name[-200:] if name.strip(".") else None
+
+
+def shortened(url: str) -> str:
+    """`url` as it may stand in a message."""
+    return url if len(url) <= SHOWN else f"{url[:SHOWN]}… ({len(url)} characters)"
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, content: Content) -> None:
+        self._content, self._position = content, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        chunk = self._content.at(self._position, len(buffer))
+        buffer[: len(chunk)] = chunk
+        self._position += len(chunk)
+        return len(chunk)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._content.size}[whence]
+        if start + offset < 0:
+            raise ValueError("cannot seek to before the start")
+        self._position = start + offset
+        return self._position
+
+
+def _media_type(url: str) -> str | None:
+    if url[:5].lower() != "data:":
+        return None
+    return url[5 : url.index(",")].partition(";")[0].strip().lower() or "text/plain"
+
+
+def _checked_fields(names: tuple[str, ...], value: Mapping[Any, Any]) -> dict[str, Any]:
+    faults: list[Fault] = []
+    if "url" not in value:
+        faults.append(Fault(type="missing", loc=("url",), msg="Field required", input=value))
+    for name in names:
+        given = value.get(name)
+        wanted, words = (int, "integer") if name in INTEGERS else (str, "string")
+        absent = name not in value or (given is None and name != "url")
+        if not absent and (not isinstance(given, wanted) or isinstance(given, bool)):
+            kind = "int_type" if wanted is int else "string_type"
+            msg = f"Input should be a valid {words}"
+            faults.append(Fault(type=kind, loc=(name,), msg=msg, input=given))
+    if not faults:
+        try:
+            checked_url(value["url"])
+        except ValueError as error:
+            msg, ctx = f"Value error, {error}", {"error": str(error)}
+            faults.append(Fault(type="value_error", loc=("url",), msg=msg, input=value["url"], ctx=ctx))
+    if faults:
+        raise InvalidInput(faults)
+    return {name: value[name] for name in names if name in value}
+
+
+def _never() -> bool:
+    return False

@@ -257,11 +257,12 @@ class Components:
     def _name(self, name: str, whole: str, output: bool) -> str:
         if (name, whole) not in self._names:
             taken = set(self._names.values())
-            free, number = name, 2
+            plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)  # what OpenAPI allows
+            free, number = plain, 2
             if free in taken and output:
-                free = f"{name}-Output"
+                free = f"{plain}-Output"
             while free in taken:
-                free, number = f"{name}-{number}", number + 1
+                free, number = f"{plain}-{number}", number + 1
             self._names[name, whole] = free
         return self._names[name, whole]
 

@@ -22,7 +22,10 @@ from typing import Any, ClassVar
 import anyio
 import anyio.lowlevel
 import msgspec
+import pluggy
 import pytest
+from runner.plugins import fal as fal_plugin
+from runner.plugins import hookspecs
 from runner.plugins.fal import (
     lifespan,
     map_error,
@@ -72,6 +75,18 @@ def read(error: BaseException) -> tuple[int, Any, dict[str, str]]:
 
 
 # names
+
+
+def test_the_plugin_answers_five_hooks_as_they_are_specified() -> None:
+    plugins = pluggy.PluginManager("runner")
+    plugins.add_hookspecs(hookspecs)
+
+    plugins.register(fal_plugin)
+
+    plugins.check_pending()
+    assert {hook.name for hook in plugins.get_hookcallers(fal_plugin) or ()} == {
+        "describe_app", "lifespan", "map_error", "provide_modules", "response_headers",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,10 @@ from typing import Any, cast
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import pluggy
 import pytest
 import structlog
-from runner.plugins import observability
+from runner.plugins import hookspecs, observability
 from runner.plugins.observability import Journal, configure_logging
 from runner.schemas.events import Finished, Stopped
 from runner.schemas.request import Request, enter_request
@@ -84,6 +85,22 @@ def output_of(logs: Any) -> list[tuple[str | None, str, str]]:
     return [
         (e.get("request_id"), e["stream"], e["text"]) for e in logs if e["event"] == "app.output"
     ]
+
+
+async def test_the_plugin_answers_known_hooks(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json")
+    plugins = pluggy.PluginManager("runner")
+    plugins.add_hookspecs(hookspecs)
+    plugins.register(observability)
+    service = a_service()
+
+    plugins.check_pending()
+    (observe,) = plugins.hook.observe_requests(service=service)
+    (lifespan,) = plugins.hook.lifespan(service=service)
+    async with lifespan:
+        observe(finished())
+
+    assert len(json_lines(capsys)) == 1
 
 
 # --- log lines

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import msgspec
+import pluggy
 import pydantic
 import pytest
 from openapi_spec_validator import validate
-from runner.plugins import openapi
+from runner.plugins import hookspecs, openapi
 from runner.plugins.types import Header, describe, type_codec
 from runner.schemas.endpoint import Endpoint, Mark
 from runner.schemas.request import Request
@@ -401,6 +402,17 @@ def test_a_type_named_like_a_fault_leaves_the_fault_as_it_is() -> None:
     validate(found)
 
 
+def test_a_name_that_openapi_cannot_hold_is_made_plain() -> None:
+    def measure(self: Any, length: Größe, weight: Größe) -> None:
+        raise NotImplementedError
+
+    mark = Mark(path="/maß")
+    found = openapi.document(service_with(describe(measure, mark, owner="App")))
+
+    assert "Gr__e" in found["components"]["schemas"]
+    validate(found)
+
+
 def test_a_recursive_type_is_described_once() -> None:
     def grow(self: Any, tree: Tree) -> Tree:
         raise NotImplementedError
@@ -421,6 +433,17 @@ def test_path_converters_are_left_out_of_the_document() -> None:
     assert "/files/{name}" in found["paths"]
     assert found["paths"]["/files/{name}"]["post"]["operationId"] == "fetch_files__name__post"
     validate(found)
+
+
+def test_the_plugin_answers_a_known_hook() -> None:
+    plugins = pluggy.PluginManager("runner")
+    plugins.add_hookspecs(hookspecs)
+    plugins.register(openapi)
+
+    plugins.check_pending()
+    (routes,) = plugins.hook.register_routes(service=service_with())
+
+    assert [route.path for route in routes] == ["/openapi.json"]
 
 
 def test_the_document_is_made_once_and_asked_for_by_its_tag(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,6 +469,10 @@ def answered(answer: Any) -> Response:
 
 class Tree(msgspec.Struct):
     children: list[Tree] = []
+
+
+class Größe(msgspec.Struct):
+    value: float
 
 
 class Note(msgspec.Struct):

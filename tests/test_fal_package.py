@@ -1,0 +1,323 @@
+"""Apps of the real fal package are served as they are, and their errors answer as fal answers them.
+
+fal pins versions that ours need not share, so these tests run in an environment of its own:
+RUNNER_FAL_VENV, or `.venv-fal` beside the project's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent.parent
+APP = """
+from __future__ import annotations
+from typing import Iterator
+import fal
+from fal.sdk import RetryConfig
+from pydantic import BaseModel
+
+class Input(BaseModel):
+    prompt: str
+
+class Output(BaseModel):
+    text: str
+
+class GPT4App(fal.App, keep_alive=300, private_logs=True, max_multiplexing=3):
+    machine_type = "GPU-A100"
+    request_timeout = 60
+    retry_config = RetryConfig(server_error=2)
+
+    def setup(self):
+        self.seen_in_setup = self.current_request.request_id
+
+    @fal.endpoint("/")
+    def generate(self, input: Input) -> Output:
+        return Output(text=self.current_request.request_id)
+
+    @fal.endpoint("/well", health_check=fal.HealthCheck(timeout_seconds=7, method="GET"))
+    def well(self) -> dict:
+        return {}
+
+    @fal.realtime("/rt", buffering=3, session_timeout=9.0, max_batch_size=4)
+    def step(self, input: Input) -> Iterator[Output]:
+        yield Output(text=input.prompt)
+
+class Named(fal.App, name="my-name"):
+    @fal.endpoint("/")
+    def run(self) -> str:
+        return "x"
+
+    def _add_extra_routes(self, app):
+        super()._add_extra_routes(app)
+
+class Empty(fal.App):
+    pass
+
+class Twice(fal.App):
+    @fal.endpoint("/")
+    def one(self) -> str: ...
+    @fal.endpoint("/")
+    def two(self) -> str: ...
+"""
+
+Check = Callable[[str], Any]
+
+
+@pytest.fixture(scope="session")
+def fal_python() -> Path:
+    folder = Path(os.environ.get("RUNNER_FAL_VENV") or HERE / ".venv-fal")
+    python = folder / "bin" / "python"
+    if not python.exists():
+        pytest.skip(
+            f"no fal package: {python} is missing; make it with python3 -m venv .venv-fal && "
+            ".venv-fal/bin/pip install -c tests/fal-constraints.txt fal -e ."
+        )
+    return python
+
+
+@pytest.fixture
+def in_fal(fal_python: Path, tmp_path: Path) -> Check:
+    """Run a program beside the app above, in the environment with fal; what it puts in `out`."""
+    (tmp_path / "app.py").write_text(APP)
+
+    def run(program: str) -> Any:
+        source = f"import json, os, sys\nfrom runner.plugins.fal import *\nimport app\n{program}\nsys.__stdout__.write(json.dumps(out))\n"
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{HERE}{os.pathsep}{tmp_path}", "HOME": str(tmp_path)}
+        done = subprocess.run(
+            [fal_python, "-c", source], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_an_app_is_described_by_its_name_marks_and_options(in_fal: Check) -> None:
+    """Contract 1.1, 1.2."""
+    out = in_fal(
+        "import msgspec\n"
+        "spec = describe_app(app.GPT4App)\n"
+        "names = ('max_multiplexing', 'request_timeout', 'private_logs', 'termination_grace_period_seconds')\n"
+        "out = [spec.name, spec.alias, spec.module, {m: k.path for m, k in spec.marks.items()},"
+        " {n: getattr(spec.options, n) for n in names}, spec.options.retry_config.to_dict()]"
+    )
+
+    assert out == [
+        "GPT4App",
+        "g-p-t-app",
+        "app",
+        {"generate": "/", "step": "/rt", "well": "/well"},
+        {"max_multiplexing": 3, "request_timeout": 60, "private_logs": True, "termination_grace_period_seconds": 5},
+        {"server_error": {"retries": 2}},
+    ]
+
+
+def test_marks_carry_what_the_decorators_said(in_fal: Check) -> None:
+    """Contract 1.1, 6.1, 9.1."""
+    out = in_fal(
+        "marks = describe_app(app.GPT4App).marks\n"
+        "rt, well = marks['step'], marks['well'].health_check\n"
+        "out = [rt.is_websocket, rt.realtime_mode, rt.input_modal.__name__, rt.output_modal.__name__, rt.buffering,"
+        " rt.session_timeout, rt.max_batch_size, rt.content_type,"
+        " well.timeout_seconds, well.method, well.call_regularly, well.failure_threshold]"
+    )
+
+    assert out == [
+        True, "server_streaming", "Input", "Output", 3, 9.0, 4, "application/msgpack", 7, "GET", True, None,
+    ]  # fmt: skip
+
+
+def test_a_name_given_in_the_class_statement_is_the_alias(in_fal: Check) -> None:
+    """Contract 1.1."""
+    assert in_fal("out = describe_app(app.Named).alias") == "my-name"
+
+
+def test_extra_routes_are_announced_as_not_served(in_fal: Check) -> None:
+    out = in_fal(
+        "import logging\n"
+        "told = []\n"
+        "logging.getLogger('runner.fal').addFilter(lambda r: told.append(r.getMessage()))\n"
+        "describe_app(app.Named); describe_app(app.GPT4App)\n"
+        "out = told"
+    )
+
+    assert out == ["Named._add_extra_routes is not called: this runner has no FastAPI app to hand it"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("Empty", "Empty has no endpoint"), ("Twice", "Twice.one and .two both answer '/'")]
+)
+def test_an_app_that_cannot_be_served_is_refused_by_name(in_fal: Check, name: str, said: str) -> None:
+    """Contract 1.1, checklist 5."""
+    out = in_fal(
+        "from runner.schemas.problems import ConfigError\n"
+        f"try: describe_app(app.{name})\n"
+        "except ConfigError as error: out = str(error)"
+    )
+
+    assert said in out
+
+
+def test_other_classes_are_not_ours(in_fal: Check) -> None:
+    assert in_fal("import runner\nout = [describe_app(app.Input), describe_app(type('A', (runner.App,), {}))]") == [None, None]
+
+
+def test_the_instance_is_made_as_on_the_platform_and_the_environment_restored(in_fal: Check) -> None:
+    """Contract 1.5."""
+    out = in_fal(
+        "made = describe_app(app.GPT4App).make()\n"
+        "os.environ['IS_ISOLATE_AGENT'] = 'mine'\n"
+        "describe_app(app.GPT4App).make()\n"
+        "after = os.environ.pop('IS_ISOLATE_AGENT')\n"
+        "describe_app(app.GPT4App).make()\n"
+        "out = [type(made) is app.GPT4App, 'IS_ISOLATE_AGENT' in os.environ, after]"
+    )
+
+    assert out == [True, False, "mine"]
+
+
+def test_current_request_is_the_request_that_is_served(in_fal: Check) -> None:
+    """Contract 1.4, checklist 10 and 33."""
+    out = in_fal(
+        "import threading, contextvars\n"
+        "from runner.schemas.request import Request, enter_request\n"
+        "made = describe_app(app.GPT4App).make()\n"
+        "made.setup()\n"
+        "headers = [(b'X-Fal-Endpoint', b'me/app/'), (b'x-fal-object-lifecycle-preference', b'{\"a\": 1}')]\n"
+        "seen = []\n"
+        "def serve(name):\n"
+        "    enter_request(Request(name, scope={'headers': headers}))\n"
+        "    made.current_request.headers['x-fal-cdn-token'] = name\n"
+        "    both = threading.Barrier(2, timeout=5)\n"
+        "    barrier.wait()\n"
+        "    r = made.current_request\n"
+        "    text = app.GPT4App.generate(made, app.Input(prompt='')).text\n"
+        "    seen.append([r.request_id, text, r.endpoint, r.lifecycle_preference, r.headers['x-fal-cdn-token']])\n"
+        "barrier = threading.Barrier(2, timeout=5)\n"
+        "threads = [threading.Thread(target=serve, args=(n,)) for n in 'ab']\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "outside = made.current_request\n"
+        "out = [made.seen_in_setup, sorted(seen), [outside.request_id, outside.headers]]"
+    )
+
+    assert out == [
+        None,
+        [["a", "a", "me/app/", {"a": 1}, "a"], ["b", "b", "me/app/", {"a": 1}, "b"]],
+        [None, {}],
+    ]
+
+
+def test_a_pickled_app_leaves_its_request_behind(in_fal: Check) -> None:
+    """Contract 1.4."""
+    out = in_fal(
+        "import pickle\n"
+        "made = describe_app(app.GPT4App).make()\n"
+        "made.weights = [1]\n"
+        "back = pickle.loads(pickle.dumps(made))\n"
+        "out = [back.weights, back.current_request]"
+    )
+
+    assert out == [[1], None]
+
+
+def test_a_realtime_method_is_the_authors_own_and_not_fals_session(in_fal: Check) -> None:
+    out = in_fal(
+        "made = describe_app(app.GPT4App).make()\n"
+        "out = [o.text for o in made.step(app.Input(prompt='hello'))]"
+    )
+
+    assert out == ["hello"]
+
+
+def test_the_current_app_is_known_to_the_package_while_it_is_served(in_fal: Check) -> None:
+    """Contract 1.3."""
+    out = in_fal(
+        "import asyncio, fal.ref\n"
+        "from types import SimpleNamespace\n"
+        "from runner.schemas.health import Health\n"
+        "made = describe_app(app.GPT4App).make()\n"
+        "async def serve():\n"
+        "    async with lifespan(service=SimpleNamespace(health=Health(), instance=made)):\n"
+        "        return fal.ref.get_current_app() is made\n"
+        "out = [asyncio.run(serve()), fal.ref.get_current_app()]"
+    )
+
+    assert out == [True, None]
+
+
+RAISED = """
+import asyncio
+from fastapi import HTTPException
+from fastapi.exceptions import RequestValidationError
+from fal.exceptions import *
+from fal.toolkit.exceptions import FileUploadException
+ERRORS = [
+    AppException("not yours", 401),
+    FieldException("prompt", "is rude"),
+    FieldException("prompt", "is rude", status_code=400, type="rude", billable_units=5),
+    FieldException("prompt", "is rude", billable_units=0.0000123),
+    FieldException("prompt", "is rude", billable_units="many"),
+    RequestCancelledException("bye"),
+    GPUException(),
+    CUDAOutOfMemoryException(),
+    HTTPException(409, {"why": ["busy"]}, {"x-mine": "1"}),
+    HTTPException(404, "no cat", {"x-mine": "1"}),
+    HTTPException(404),
+    HTTPException(204),
+    RequestValidationError([{"type": "t", "loc": ("body", "x"), "msg": "m", "input": b"ab"}]),
+    RuntimeError("CUDA out of memory"),
+    RuntimeError("CUDA out of memory", 1),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED."),
+    ValueError("triton x"),
+    ValueError("boom"),
+    FileTooLargeError(),
+    FileUploadException("x"),
+]
+SHOWN = ("x-fal-billable-units", "x-mine")
+"""
+
+THEIRS = """
+os.environ["IS_ISOLATE_AGENT"] = "1"
+import contextlib, io
+import fal
+from fastapi import Body
+from starlette.testclient import TestClient
+
+class Raises(fal.App):
+    @fal.endpoint("/raise")
+    def fail(self, n: int) -> str:
+        raise ERRORS[n]
+
+with contextlib.redirect_stdout(io.StringIO()):
+    with TestClient(Raises()._build_app(), raise_server_exceptions=False) as client:
+        answers = [client.post(f"/raise?n={n}") for n in range(len(ERRORS))]
+out = [[a.status_code, a.text, {k: a.headers[k] for k in SHOWN if k in a.headers}] for a in answers]
+"""
+
+OURS = """
+from runner.schemas.request import Request, enter_request
+from runner.schemas.response import json_response
+enter_request(Request("r", path="/raise"))
+answer_to = map_error(service=None)
+answers = [answer_to(e) or json_response({"detail": "Internal Server Error"}, status=500) for e in ERRORS]
+out = [[a.status, a.body.decode(), {k: a.headers[k] for k in SHOWN if k in a.headers}] for a in answers]
+"""
+
+
+def test_every_error_answers_as_fal_itself_answers_it(in_fal: Check) -> None:
+    """Contract 2.1, 2.5; checklist 18 to 22. The package's own server is asked, in one process."""
+    theirs, ours = in_fal(RAISED + THEIRS), in_fal(RAISED + OURS)
+
+    assert len(theirs) == len(ours) == 20
+    assert [read(*answer) for answer in ours] == [read(*answer) for answer in theirs]
+
+
+def read(status: int, body: str, headers: dict[str, str]) -> tuple[int, Any, dict[str, str]]:
+    return status, json.loads(body) if body else None, headers

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from ..schemas.codec import Codec
     from ..schemas.endpoint import Endpoint
     from ..schemas.events import Finished
+    from ..schemas.request import Request
     from ..schemas.response import Response
-    from ..schemas.service import Route, ServiceView, Wrapper
+    from ..schemas.service import BindWrapper, Mount, Route, ServiceView, Wrapper
 
 hookspec = pluggy.HookspecMarker("runner")
 hookimpl = pluggy.HookimplMarker("runner")
@@ -52,11 +53,39 @@ def type_codec(type: Any) -> Codec | None:
 
 
 @hookspec
-def wrap_call(endpoint: Endpoint) -> Wrapper | None:
-    """Return a function that turns this endpoint's call into another call.
+def wrap_bind(endpoint: Endpoint, service: ServiceView) -> BindWrapper | None:
+    """Return a function that turns how this endpoint reads its arguments into another way.
 
     Asked once per endpoint. None leaves the endpoint alone. First registered is outermost.
-    Raising inside the call you return fails that one request.
+    Raise InvalidInput inside the function you return to answer 422.
+    """
+
+
+@hookspec
+def wrap_call(endpoint: Endpoint, service: ServiceView) -> Wrapper | None:
+    """Return a function that turns this endpoint's call into another call.
+
+    Asked once per endpoint. A call takes the request and the bound arguments and gives the
+    Response. None leaves the endpoint alone. First registered is outermost; the innermost waits
+    for a place in the lane and runs the author's method. Raising inside the call you return fails
+    that one request.
+    """
+
+
+@hookspec
+def intercept_requests(service: ServiceView) -> Callable[[Request], Response | None] | None:
+    """Return a function that sees every HTTP request first; what it returns is the answer.
+
+    Asked once; the function is called on the event loop before the body is read, so it must be
+    quick. Returning None lets the request pass. First registered sees it first.
+    """
+
+
+@hookspec
+def mount_app(service: ServiceView) -> list[Mount] | None:
+    """Return prefixes under which the app's paths, and the server's own, answer as well.
+
+    Asked once. None: none. Of two that match, the longer prefix counts.
     """
 
 
@@ -64,7 +93,8 @@ def wrap_call(endpoint: Endpoint) -> Wrapper | None:
 def register_routes(service: ServiceView) -> list[Route] | None:
     """Return paths that the service answers beside the app's own, which win over them.
 
-    Asked once, when the app's endpoints are known. None: no paths.
+    Asked once, when the app's endpoints are known. None: no paths. Of two plugins with the same
+    method and path the one registered last wins, so a plugin may replace a built-in path.
     """
 
 
@@ -77,10 +107,11 @@ def map_error(service: ServiceView) -> Callable[[BaseException], Response | None
 
 
 @hookspec
-def response_headers(service: ServiceView) -> Callable[[], list[tuple[bytes, bytes]]] | None:
-    """Return a function whose headers are added to every answer of an endpoint.
+def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[bytes, bytes]]] | None:
+    """Return a function whose headers are added to every HTTP answer.
 
-    Asked once; the function is called for each answer and must be quick. None: no headers.
+    Asked once; the function is called for each answer, before its head is sent, and must be quick.
+    None: no headers.
     """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -11,13 +11,13 @@ JSON = "application/json"
 
 
 class Response:
-    """A whole answer. Return one from an endpoint to send it untouched.
+    """An answer: a whole body, or a `stream` of its parts. Return one from an endpoint to send it untouched.
 
     An endpoint with a parameter annotated `runner.Response` is handed an empty one: headers and
     status set on it reach the caller together with the value that the endpoint returns.
     """
 
-    __slots__ = ("body", "headers", "media_type", "status")
+    __slots__ = ("after", "body", "headers", "media_type", "status", "stream")
 
     def __init__(
         self,
@@ -25,7 +25,10 @@ class Response:
         status: int = 200,
         headers: Mapping[str, str] | None = None,
         media_type: str | None = None,
+        stream: AsyncGenerator[bytes, None] | None = None,
     ) -> None:
+        self.stream = stream
+        self.after: Callable[[], Awaitable[None]] | None = None  # called once the answer is sent
         self.body = body.encode() if isinstance(body, str) else body
         self.status = status
         self.headers = {name.lower(): value for name, value in (headers or {}).items()}

@@ -15,8 +15,17 @@ from .request import Request
 from .response import Response
 from .settings import Settings
 
-Call = Callable[[Request, dict[str, Any]], Awaitable[Any]]
+Call = Callable[[Request, dict[str, Any]], Awaitable[Response]]
 Wrapper = Callable[[Call], Call]
+Bind = Callable[[Request], dict[str, Any]]
+BindWrapper = Callable[[Bind], Bind]
+
+
+class Mount(msgspec.Struct, frozen=True, kw_only=True):
+    """A prefix under which the app answers as well, on one host or on every one."""
+
+    prefix: str  # "/run/local/my-app"
+    host: str = ""  # without port; "" for every host
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

@@ -487,7 +487,8 @@ def test_nothing_is_printed_to_a_terminal() -> None:
 
 def hints_of(provide: Any) -> Any:
     app = type("Hinting", (), {"provide_hints": lambda self: provide()})()
-    return response_headers(service=SimpleNamespace(instance=app))
+    headers = response_headers(service=SimpleNamespace(instance=app))
+    return lambda: headers(Request())
 
 
 def test_hints_are_asked_for_every_answer() -> None:
@@ -502,7 +503,7 @@ def test_hints_are_asked_for_every_answer() -> None:
 
 def test_an_app_that_gives_no_hints_has_no_header() -> None:
     """Checklist 11."""
-    assert response_headers(service=SimpleNamespace(instance=runner.App()))() == []
+    assert response_headers(service=SimpleNamespace(instance=runner.App()))(Request()) == []
 
 
 def test_a_hint_that_no_header_can_hold_is_dropped_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:

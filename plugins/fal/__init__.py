@@ -19,6 +19,7 @@ from typing import Any
 
 from ...schemas.app import AppSpec
 from ...schemas.health import State
+from ...schemas.request import Request
 from ...schemas.response import Response
 from ...schemas.service import ServiceView
 from ..hookspecs import hookimpl
@@ -50,7 +51,7 @@ def map_error(service: ServiceView) -> Callable[[BaseException], Response | None
 
 
 @hookimpl
-def response_headers(service: ServiceView) -> Callable[[], list[tuple[bytes, bytes]]]:
+def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[bytes, bytes]]]:
     """`X-Fal-Runner-Hints`, asked of the app for every answer; an app that gives none has no header."""
     told: set[str] = set()
 
@@ -59,7 +60,7 @@ def response_headers(service: ServiceView) -> Callable[[], list[tuple[bytes, byt
             told.add(key)
             log.warning(message, *arguments, **options)
 
-    def hints() -> list[tuple[bytes, bytes]]:
+    def hints(request: Request) -> list[tuple[bytes, bytes]]:
         app = service.instance
         name = type(app).__name__
         try:

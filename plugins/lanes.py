@@ -1,0 +1,447 @@
+"""Lanes: the places in which an app works, and the line of those who wait for one.
+
+An app has one lane with `max_multiplexing` places. A request holds a place from the start of its
+work until the work is over, also when its caller has long been answered: a cancelled thread keeps
+its place until it is out. Sync work runs in threads that the lane owns and keeps, one per place at
+most, so a model meets the same threads for as long as the process lives. Whoever finds no place
+free waits in order of arrival; whoever finds the line full is refused at once.
+
+A thread that is through takes the next one in line by itself, without asking the event loop, and
+results cross back in one wake-up for as many as are there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import suppress
+from typing import Any, Literal
+
+import structlog
+
+from ..schemas.events import Stopped
+from ..schemas.problems import RequestCancelled, ServerError
+from ..schemas.request import Request
+from .cancellation import Call, Token, unwind
+
+log = structlog.get_logger("runner.lanes")
+
+Progress = Literal["waiting", "running", "over", "dropped"]
+MEMORY = 0.1  # weight of the newest run in the mean that Retry-After is guessed from; a number out of the air
+ITEMS_AHEAD = 64  # that a generator may be ahead of its reader
+
+
+class Job:
+    """One request's stay in the lane. Its lane's lock guards `progress`; the loop owns the rest."""
+
+    __slots__ = (
+        "_loop", "_timer", "asked", "began", "call", "context", "ended", "future", "lane", "on_stop",
+        "out", "parent", "progress", "request", "token", "work",
+    )  # fmt: skip
+
+    def __init__(self, lane: Lane, request: Request, work: Callable[[], Any] | None) -> None:
+        self.lane, self.request, self.work = lane, request, work
+        self.token = Token()  # its own: a scope inside the request may end this work alone
+        self.call = Call(self.token)
+        self.context = contextvars.copy_context() if work else None
+        self.progress: Progress = "waiting"
+        self._loop = lane.loop
+        self.future: asyncio.Future[Any] = self._loop.create_future()
+        self.out: asyncio.Event | None = None  # made when somebody waits for the thread to leave
+        self.on_stop: Callable[[], None] | None = None
+        self.asked, self.began, self.ended = time.perf_counter(), 0.0, 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.parent: Any = request.token
+
+    @property
+    def waited(self) -> float:
+        """Seconds in the line."""
+        return (self.began or time.perf_counter()) - self.asked
+
+    # --- on the loop
+
+    def enter(self, timeout: float | None, start_within: float | None) -> None:
+        if self.parent is not None:
+            self.parent.on_cancel(self.follow)
+        self.request.place = self
+        if start_within is not None:
+            self._timer = self._loop.call_later(start_within, self._start_is_due, timeout)
+        elif timeout is not None:
+            self._timer = self._loop.call_later(timeout, self._end_is_due, timeout)
+        try:
+            self.lane._enter(self, start_within)
+        except BaseException:
+            self.leave()
+            self.future.cancel()
+            raise
+
+    def leave(self) -> None:
+        """No deadline and no cancel of the request reaches this job any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.parent is not None:
+            self.parent.forget(self.follow)
+
+    def follow(self) -> None:
+        self.stop(self.parent.reason)
+
+    def stop(self, reason: str) -> None:
+        """Make the work leave; in the line it never begins."""
+        if not self.token.cancel(reason):
+            return
+        if self.lane._drop(self):
+            self.call.layer = "waiting"  # whoever awaits the future is cancelled by its own scope
+            self.ended = time.perf_counter()
+        elif self.progress == "running":
+            if self.on_stop is not None:
+                self.on_stop()
+            if self.work is not None:
+                self.lane._unwind(self)
+            else:
+                self.call.layer = "scope"
+
+    def _start_is_due(self, timeout: float | None) -> None:
+        if self.lane._drop(self):
+            self.call.layer = "waiting"
+            self.future.set_exception(start_timeout())
+        elif timeout is not None:
+            self._end_is_due(timeout)
+
+    def _end_is_due(self, timeout: float) -> None:
+        if self.progress in ("over", "dropped"):
+            return
+        left = timeout if self.progress == "waiting" else self.began + timeout - time.perf_counter()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._end_is_due, timeout)
+        elif isinstance(self.parent, Token):
+            self.parent.cancel("request_timeout")
+
+    def settle(self) -> None:
+        """The thread is out: tell whoever waits."""
+        self.leave()
+        if self.out is not None:
+            self.out.set()
+        self.lane._learn(self.ended - self.began)
+        if self.future.done():  # nobody waits
+            return
+        if (error := self.call.error) is None:
+            self.future.set_result(self.call.result)
+        elif isinstance(error, StopIteration):  # a future cannot carry one
+            self.future.set_exception(RuntimeError(f"the endpoint raised {error!r}"))
+        else:
+            self.future.set_exception(error)
+
+    async def stopped(self) -> Stopped | None:
+        """How the cancel went, once the place is free again; None if there was none."""
+        if self.progress == "running" and self.work is not None:
+            if self.out is None:
+                self.out = asyncio.Event()
+            await self.out.wait()
+        if not self.token.cancelled:
+            return None
+        return Stopped(
+            reason=self.token.reason or "",
+            layer=self.call.layer,
+            seconds=max(0.0, self.ended - self.token.at),
+            swallowed=self.call.swallowed,
+        )
+
+
+class Lane:
+    """The places of one app. Made by the service, opened on its loop, closed after teardown."""
+
+    def __init__(self, places: int, longest_line: int, *, name: str = "lane") -> None:
+        self.places, self.longest_line, self.name = places, longest_line, name
+        self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment] # set by `open`
+        self.ghosts = 0  # places whose thread outlived its cancel bound
+        self._lock = threading.Lock()  # guards what follows, down to `_line`
+        self._running = 0
+        self._waiting = 0
+        self._line: deque[Job] = deque()  # dropped ones too, until their turn comes
+        self._ready: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # for whichever thread is free
+        self._threads: list[threading.Thread] = []
+        self._through: deque[Callable[[], None]] = deque()  # on its way to the loop
+        self._waking = False
+        self._unwinding: set[asyncio.Task[None]] = set()
+        self._mean_seconds = 0.0
+
+    def open(self) -> None:
+        """Take the running loop as the one that waits for this lane's work."""
+        self.loop = asyncio.get_running_loop()
+
+    @property
+    def occupancy(self) -> dict[str, int]:
+        return {
+            "places": self.places, "running": self._running, "waiting": self._waiting, "ghosts": self.ghosts,
+        }  # fmt: skip
+
+    async def run(
+        self, work: Callable[[], Any], request: Request, *, timeout: float | None = None, start_within: float | None = None
+    ) -> Any:
+        """Do `work` in a thread of the lane and return what it returns.
+
+        `timeout` is for the work, `start_within` for the wait, both in seconds. Cancelling the
+        caller makes the work leave and does not wait for it. Raises ServerError 429 when the line
+        is full and 504 when the work cannot begin in time.
+        """
+        job = Job(self, request, work)
+        job.enter(timeout, start_within)
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            job.stop("abandoned")
+            raise
+
+    async def hold(self, request: Request, *, timeout: float | None = None, start_within: float | None = None) -> Job:
+        """Take a place for work on the event loop. Whoever gets it owes a `release`."""
+        job = Job(self, request, None)
+        job.enter(timeout, start_within)
+        try:
+            await job.future
+        except asyncio.CancelledError:
+            job.stop("abandoned")
+            if job.progress == "running":  # the place came in the same moment
+                self.release(job)
+            raise
+        return job
+
+    def release(self, job: Job) -> None:
+        """Give a held place to the next in line."""
+        job.leave()
+        job.ended = time.perf_counter()
+        self._learn(job.ended - job.began)
+        with self._lock:
+            job.progress = "over"
+            following = self._next()
+        if following is not None:
+            self._start(following)
+
+    async def iterate(
+        self, items: Callable[[], Iterable[Any]], request: Request, *, timeout: float | None = None, start_within: float | None = None
+    ) -> AsyncGenerator[list[Any], None]:
+        """What `items()` yields in a thread of the lane, in lists of as many as are there.
+
+        The iterable is made, run and closed in that thread, at most `ITEMS_AHEAD` items before its
+        reader. Closing this generator, or cancelling who reads it, closes the iterable.
+        """
+        channel = Channel(self)
+
+        def pump() -> None:
+            found = items()
+            try:
+                for item in found:
+                    channel.put(item)
+            finally:
+                if (close := getattr(found, "close", None)) is not None:
+                    close()
+
+        job = Job(self, request, pump)
+        job.on_stop = channel.close
+        job.future.add_done_callback(lambda _: channel.end())
+        job.enter(timeout, start_within)
+        try:
+            while batch := await channel.take():
+                yield batch
+            await job.future
+        finally:
+            job.stop("abandoned")
+            if job.future.done() and not job.future.cancelled():
+                job.future.exception()  # seen: it is raised above, or nobody reads on
+
+    async def close(self, seconds: float) -> bool:
+        """Let the threads end; return whether all did within `seconds`. Work still waiting is dropped."""
+        for _ in self._threads:
+            self._ready.put(None)
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            while thread.is_alive() and time.monotonic() < deadline:
+                await asyncio.sleep(0.002)
+        return not any(thread.is_alive() for thread in self._threads)
+
+    # --- the line
+
+    def _enter(self, job: Job, start_within: float | None) -> None:
+        with self._lock:
+            free = self._running < self.places
+            if free:
+                self._running += 1
+                self._begin(job)
+            elif self._waiting >= self.longest_line:
+                raise too_many(self._waiting, self._expected_wait())
+            elif start_within is not None and self._expected_wait() > start_within:
+                raise start_timeout()
+            else:
+                self._waiting += 1
+                self._line.append(job)
+        if free:
+            self._start(job)
+
+    def _drop(self, job: Job) -> bool:
+        """Take `job` out of the line; False when it is not in it."""
+        with self._lock:
+            if job.progress != "waiting":
+                return False
+            job.progress = "dropped"
+            self._waiting -= 1
+            while self._line and self._line[0].progress == "dropped":
+                self._line.popleft()
+            return True
+
+    def _next(self) -> Job | None:
+        """Under the lock: pass a place on, or set it free."""
+        while self._line:
+            job = self._line.popleft()
+            if job.progress == "waiting":
+                self._waiting -= 1
+                self._begin(job)
+                return job
+        self._running -= 1
+        return None
+
+    def _begin(self, job: Job) -> None:
+        job.progress = "running"
+        job.began = time.perf_counter()
+
+    def _start(self, job: Job) -> None:
+        """Set a job going that has its place; on the loop."""
+        if job.work is None:
+            if not job.future.done():
+                job.future.set_result(None)
+            return
+        self._ready.put(job)
+        if len(self._threads) < self.places and len(self._threads) < self._running:
+            thread = threading.Thread(target=self._serve, name=f"runner-{self.name}-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _expected_wait(self) -> float:
+        """Seconds until a newcomer's turn, guessed from the mean of recent runs."""
+        return (self._waiting + 1) * self._mean_seconds / self.places
+
+    def _learn(self, seconds: float) -> None:
+        self._mean_seconds += (seconds - self._mean_seconds) * (MEMORY if self._mean_seconds else 1)
+
+    # --- in the threads
+
+    def _serve(self) -> None:
+        while (job := self._ready.get()) is not None:
+            following: Job | None = job
+            while following is not None:
+                job, following = following, None
+                assert job.context is not None
+                assert job.work is not None
+                job.context.run(job.call.invoke, job.work)
+                job.ended = time.perf_counter()
+                with self._lock:
+                    job.progress = "over"
+                    following = self._next()
+                self.tell(job.settle)
+                if following is not None and following.work is None:
+                    self.tell(_granted(following))
+                    following = None
+            del job  # holds the last result while nobody calls
+
+    def tell(self, what: Callable[[], None]) -> None:
+        """Have the loop call `what`. From any thread; many at a time cost one wake-up."""
+        self._through.append(what)
+        if not self._waking:
+            self._waking = True
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self.loop.call_soon_threadsafe(self._collect)
+
+    def _collect(self) -> None:
+        self._waking = False  # before reading: what comes later wakes the loop again
+        while self._through:
+            self._through.popleft()()
+
+    # --- cancelling
+
+    def _unwind(self, job: Job) -> None:
+        if job.out is None:
+            job.out = asyncio.Event()
+        task = self.loop.create_task(unwind(job.call, job.out))
+        self._unwinding.add(task)
+        task.add_done_callback(self._unwinding.discard)
+
+
+class Channel:
+    """Items on their way from one thread to one reader on the loop."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._items: deque[Any] = deque()
+        self._news = asyncio.Event()
+        self._ended = self._closed = self._told = False
+        self._blocked = False
+        self._gate = threading.Lock()
+        self._gate.acquire()  # held while there is nothing to wake the writer for
+
+    def put(self, item: Any) -> None:
+        """In the thread: hand over, waiting while the reader is `ITEMS_AHEAD` behind."""
+        while len(self._items) >= ITEMS_AHEAD and not self._closed:
+            self._blocked = True
+            if len(self._items) < ITEMS_AHEAD or self._closed:  # it moved before it could know of us
+                break
+            self._gate.acquire()
+        if self._closed:
+            raise RequestCancelled
+        self._items.append(item)
+        if not self._told:
+            self._told = True
+            self._lane.tell(self._news.set)
+
+    async def take(self) -> list[Any]:
+        """All that is there, waiting for the first; empty when no more will come."""
+        while not self._items and not self._ended:
+            await self._news.wait()
+            self._news.clear()
+        self._told = False
+        batch = [self._items.popleft() for _ in range(len(self._items))]
+        self._wake_writer()
+        return batch
+
+    def end(self) -> None:
+        """No more will come. On the loop."""
+        self._ended = True
+        self._news.set()
+
+    def close(self) -> None:
+        """Nobody reads any more: the writer's next `put` raises."""
+        self._closed = True
+        self._blocked = True
+        self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        if self._blocked:
+            self._blocked = False
+            with suppress(RuntimeError):  # it did not wait after all, and the gate stands open
+                self._gate.release()
+
+
+def _granted(job: Job) -> Callable[[], None]:
+    def grant() -> None:
+        if not job.future.done():
+            job.future.set_result(None)
+        elif job.progress == "running":  # cancelled in the same moment, and not yet given back
+            job.lane.release(job)
+
+    return grant
+
+
+def too_many(waiting: int, expected_wait: float) -> ServerError:
+    seconds = str(max(1, math.ceil(expected_wait)))
+    return ServerError(
+        429, f"{waiting} requests wait already; try again in {seconds} s", "concurrent_requests_limit", {"Retry-After": seconds}
+    )
+
+
+def start_timeout() -> ServerError:
+    return ServerError(
+        504, "the request could not begin in the time its caller gave it", "request_timeout", {"X-Fal-Request-Timeout-Type": "user"}
+    )

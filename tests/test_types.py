@@ -14,15 +14,22 @@ import pydantic
 import pytest
 import torch
 import typing_extensions
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from msgspec import Meta
-from runner.plugins.types import Header, bind, describe, foreign_response, type_codec
-from runner.plugins.types.text import may_repeat_a_key
+from runner.plugins.types import Header, bind, describe, foreign_response, text, type_codec
 from runner.schemas.endpoint import Mark
 from runner.schemas.problems import ConfigError, InvalidInput, InvalidOutput
 from runner.schemas.request import Request
 from runner.schemas.response import Response
 
 JSON = [(b"content-type", b"application/json")]
+
+
+def bounded(examples: int) -> Any:
+    """The same examples each time, so that a failure is one for everybody."""
+    quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+    return settings(max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=quiet)
 
 
 class Color(enum.Enum):
@@ -32,6 +39,11 @@ class Color(enum.Enum):
 
 class Inner(msgspec.Struct):
     x: int
+
+
+class Picture(msgspec.Struct):
+    url: str
+    n: int = 0
 
 
 class Struct(msgspec.Struct):
@@ -195,11 +207,66 @@ def test_a_binary_body_is_counted_and_not_echoed() -> None:
     assert fault["input"] == "<binary 4 bytes>"
 
 
-def test_keys_that_look_like_values_are_not_missed_among_repeated_ones() -> None:
-    assert may_repeat_a_key(b'{"a":"x",":k":1,":k":2}')
-    assert may_repeat_a_key(b'{"a":["x",":b"],"z":1,"z" : 2}')
-    assert may_repeat_a_key(b'{"image":"' + b"QUJD" * 50_000 + b'","n":1,"n" :2}')
-    assert not may_repeat_a_key(b'{"image":"' + b"QUJD" * 50_000 + b'","n":1}')
+NAMES = st.sampled_from(["a", "~a", "b", ":", "~:", 'a"', "a:", "\u00e9", "", "\\", '":'])  # ~: by its escapes
+TEXTS = st.recursive(  # objects as tuples of pairs, so that keys may repeat
+    NAMES | st.integers() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.lists(st.tuples(NAMES, inner), max_size=4).map(tuple),
+    max_leaves=8,
+)
+
+
+@given(TEXTS, st.sampled_from(["", " ", "\n"]), st.sampled_from([0, 1 << 16]))
+@bounded(600)
+def test_a_repeated_key_is_found_wherever_it_stands_and_however_it_is_written(
+    value: Any, space: str, large: int
+) -> None:
+    body = written(value, space).encode()
+    try:
+        exact: Any = text.parse(body)
+    except InvalidInput as error:
+        exact = error.faults
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "LARGE", large)
+        for read in (text.parse_fast, codec(Any).decode):
+            try:
+                found = read(body)
+            except InvalidInput as error:
+                found = error.faults
+            assert found == exact
+
+
+def written(value: Any, space: str) -> str:
+    """`value` as JSON: tuples of pairs as objects, a text after `~` in escapes."""
+    if isinstance(value, str):
+        escaped, plain = value.startswith("~"), value.removeprefix("~")
+        return '"' + "".join(f"\\u{ord(c):04x}" if escaped or c in '"\\' else c for c in plain) + '"'
+    if isinstance(value, list):
+        return f"[{space}{f'{space},'.join(written(v, space) for v in value)}]"
+    if isinstance(value, tuple):
+        pairs = (f"{written(k, space)}{space}:{space}{written(v, space)}" for k, v in value)
+        return f"{{{','.join(pairs)}{space}}}"
+    return json.dumps(value)
+
+
+def test_a_part_that_the_type_does_not_read_is_checked_too() -> None:
+    assert codec(Inner).decode(b'{"x":1,"url":"http://a:80"}') == Inner(1)
+    assert codec(Inner).decode(b'{"x":1,"note":{"b":1},"b":2}') == Inner(1)
+    for wrong in (b'"y":1,"y":2', b'"y":{"z":1,"z":2}', b'"y":1e999,"z":0', b'"y":"\\u003a","y":""'):
+        (fault,) = faults(codec(Inner).decode, b'{"x":1,%s}' % wrong)
+        assert fault["type"] == "json_invalid"
+
+
+def test_seven_mebibytes_of_json_arrive_whole() -> None:
+    """Behaviour 14."""
+    url = "data:image/png;base64," + "QUJD" * (7 * 2**20 // 4)
+
+    def paint(self: Any, input: Picture) -> None: ...
+
+    body = json.dumps({"url": url, "n": 3})
+    assert binder(paint)(request(body.encode()))["input"] == Picture(url, 3)
+    (fault,) = faults(binder(paint), request(body.replace("}", ',"n":4}').encode()))
+    assert fault["ctx"] == {"error": "Duplicate key 'n'"}
 
 
 def test_one_model_is_the_whole_body_and_two_are_keyed_by_name() -> None:

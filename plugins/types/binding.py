@@ -67,7 +67,7 @@ def _bind_body(parameter: Parameter, codec: Codec) -> Bind:
         try:
             return {name: decode(body) if _says_json(request) else codec.convert(body)}
         except InvalidInput as error:
-            if body.strip() == b"null" and _says_json(request):
+            if _says_json(request) and body.strip() == b"null":
                 return {name: _default(parameter, ("body",), None)}
             raise _below(error, "body") from None
 

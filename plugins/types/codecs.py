@@ -15,7 +15,7 @@ from ...schemas.codec import Codec
 from ...schemas.problems import ConfigError, Fault, InvalidInput, InvalidOutput
 from . import faults, schema
 from .shapes import Shape, Shapes, is_typeddict
-from .text import invalid, may_repeat_a_key, parse, parse_fast
+from .text import invalid, parse, parse_fast, refuse_doubles
 
 Schema = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 LARGEST_ARRAY = 1_000_000  # elements as JSON numbers; a number out of the air, ~20 MB of text
@@ -80,8 +80,7 @@ class MsgspecCodec:
             if found := faults.find(self._shape, plain, (), _convert):  # a lone surrogate
                 raise InvalidInput(found) from None
             return value
-        if may_repeat_a_key(body):
-            parse(body)
+        refuse_doubles(body)
         return value
 
     def convert(self, value: Any, *, text: bool = False) -> Any:

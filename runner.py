@@ -8,48 +8,103 @@
         @runner.endpoint("/")
         def generate(self, input: Input) -> Output: ...
 
-The story so far: names, then the marks and rules of an app. Assembly and the service follow.
+The story in five parts: the names; an app and its endpoints; assembly, where every question is
+asked once; the service, which answers requests; the command line. A request is followed from
+`Service._http` to `_answer`, through the call that `assemble` froze for its path, into
+`plugins/calling.py` and `plugins/lanes.py`, and back to `_send`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import importlib
+import inspect
+import os
+import sys
+import time
+import typing
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
-__path__ = [str(Path(__file__).parent)]  # `plugins/` and `schemas/` are runner.plugins, runner.schemas
+import anyio
+import pluggy
+import structlog
 
+HOUSE = str(Path(__file__).parent)
+__path__ = [HOUSE]  # `plugins/` and `schemas/` are runner.plugins, runner.schemas
+__version__ = "0.1.0"
+
+if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` took our folder off its path
+    sys.path.append(HOUSE)
+
+from runner.plugins.bodies import Disconnected, read_body
+from runner.plugins.calling import make_call
+from runner.plugins.cancellation import Token, checkpoint
 from runner.plugins.hookspecs import hookimpl
-from runner.plugins.types import Header
+from runner.plugins.lanes import Lane
+from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
+from runner.plugins.registry import ask, list_plugins, load_plugins
+from runner.plugins.replying import AddHeaders, Reply
+from runner.plugins.types import Header, bind, describe
 from runner.schemas.app import AppSpec, derive_alias, read_options
-from runner.schemas.endpoint import Mark, OnDisconnect, check_path
-from runner.schemas.health import HealthCheck
+from runner.schemas.asgi import Receive, Scope, Send
+from runner.schemas.codec import Codec
+from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, check_path, realtime_mode
+from runner.schemas.events import Finished
+from runner.schemas.files import Audio, File, Image, Video
+from runner.schemas.health import Health, HealthCheck, State
 from runner.schemas.problems import (
     ConfigError,
     HTTPError,
     InvalidInput,
+    InvalidOutput,
     RequestCancelled,
     RunnerError,
+    ServerError,
+    stopped_problem,
 )
-from runner.schemas.request import Request, current_request
-from runner.schemas.response import Response
+from runner.schemas.request import Request, current_request, enter_request
+from runner.schemas.response import Response, json_response
+from runner.schemas.routes import Routes
+from runner.schemas.service import Route
+from runner.schemas.settings import Settings, read_settings
 
 __all__ = [
     "App",
+    "Audio",
     "ConfigError",
+    "File",
     "HTTPError",
     "Header",
     "HealthCheck",
+    "Image",
     "InvalidInput",
     "Request",
     "RequestCancelled",
     "Response",
+    "Route",
     "RunnerError",
+    "ServerError",
+    "Service",
+    "Settings",
+    "Video",
+    "asgi",
+    "assemble",
+    "checkpoint",
     "current_request",
     "describe_app",
     "endpoint",
     "hookimpl",
+    "main",
+    "realtime",
 ]
+
+log = structlog.get_logger("runner")
+
+# --- an app and its endpoints ------------------------------------------------------------------
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -82,13 +137,60 @@ def endpoint(
         on_disconnect=on_disconnect,
     )
 
+    return lambda function: _marked(function, mark)
+
+
+def realtime(
+    path: str,
+    *,
+    buffering: int | None = None,
+    session_timeout: float | None = None,
+    input_modal: Any = None,
+    output_modal: Any = None,
+    max_batch_size: int = 1,
+    content_type: str = "application/msgpack",
+    encode_message: Callable[[Any], bytes | str] | None = None,
+    decode_message: Callable[[bytes], Any] | None = None,
+) -> Callable[[Function], Function]:
+    """Mark a method as what a WebSocket at `path` talks to, message by message.
+
+    The names of its types must exist by then. Raises ConfigError as `endpoint` does.
+    """
+    check_path(path, of="@realtime")
+
     def put_on(function: Function) -> Function:
-        if hasattr(function, "route_signature"):
-            raise ConfigError(f"{function.__qualname__} is marked twice; an endpoint has one path")
-        function.route_signature = mark  # type: ignore[attr-defined]
-        return function
+        try:
+            hints = typing.get_type_hints(function)
+        except NameError as error:
+            raise ConfigError(
+                f"{function.__qualname__}: the annotation names {error.name!r}, which is not defined yet; "
+                "define it above the class"
+            ) from None
+        given = hints.pop("return", Any)
+        taken = next(iter(hints.values()), Any)
+        mark = Mark(
+            path=path,
+            is_websocket=True,
+            input_modal=input_modal,
+            output_modal=output_modal,
+            realtime_mode=realtime_mode(taken, given),
+            content_type=content_type,
+            buffering=buffering,
+            session_timeout=session_timeout,
+            max_batch_size=max_batch_size,
+            encode_message=encode_message,
+            decode_message=decode_message,
+        )
+        return _marked(function, mark)
 
     return put_on
+
+
+def _marked(function: Function, mark: Mark) -> Function:
+    if hasattr(function, "route_signature"):
+        raise ConfigError(f"{function.__qualname__} is marked twice; an endpoint has one path")
+    function.route_signature = mark  # type: ignore[attr-defined]
+    return function
 
 
 class App:
@@ -160,3 +262,422 @@ def describe_app(target: type[App]) -> AppSpec:
         options=read_options(attributes, of=target.__name__),
         module=target.__module__,
     )
+
+
+# --- assembly ----------------------------------------------------------------------------------
+
+
+class Answer(typing.NamedTuple):
+    """What answers one method on one path: an endpoint of the app, or a path of a plugin."""
+
+    answer: Callable[[Request], Response | Awaitable[Response]]
+    endpoint: Endpoint | None = None
+
+
+def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) -> Service:
+    """Put every question to every plugin now, so that no request has to."""
+    service = Service(app, settings, plugins)
+    for endpoint in service.endpoints:
+        if endpoint.mark.is_websocket:
+            check_socket(endpoint, of=app.name)
+            continue
+        method = getattr(service.instance, endpoint.name)
+        try:
+            read = bind(endpoint, service.codec)
+            call = make_call(endpoint, method, service.codec(endpoint.output), service.lane, endpoint.timeout or app.options.request_timeout)
+        except ConfigError as error:
+            raise ConfigError(f"{app.name}.{endpoint.name}: {error}") from error
+        for wrap in reversed(ask(plugins, "wrap_bind", endpoint=endpoint, service=service)):
+            read = wrap(read)
+        for wrap in reversed(ask(plugins, "wrap_call", endpoint=endpoint, service=service)):
+            call = wrap(call)
+        service.routes.add("POST", endpoint.path, Answer(service.guarded(read, call), endpoint))
+    for routes in reversed(ask(plugins, "register_routes", service=service)):
+        for route in routes:
+            service.routes.add(route.method, route.path, Answer(route.answer))
+    for mounts in ask(plugins, "mount_app", service=service):
+        service.routes.mount(mounts)
+    service.interceptors = tuple(ask(plugins, "intercept_requests", service=service))
+    service.added_headers = tuple(ask(plugins, "response_headers", service=service))
+    service.error_maps = tuple(reversed(ask(plugins, "map_error", service=service)))
+    service.observers = tuple(ask(plugins, "observe_requests", service=service))
+    return service
+
+
+def check_socket(endpoint: Endpoint, *, of: str) -> None:
+    """Refuse a raw WebSocket endpoint that could not be called: it is async and takes one WebSocket."""
+    typed = len(endpoint.parameters) == 1 and getattr(endpoint.parameters[0].type, "__name__", "") == "WebSocket"
+    if endpoint.mark.realtime_mode is None and not (endpoint.is_async and typed):
+        raise ConfigError(
+            f"{of}.{endpoint.name}: the WebSocket endpoint {endpoint.path!r} must be an async method, and its one "
+            f"parameter must be annotated WebSocket: async def {endpoint.name}(self, websocket: WebSocket) -> None"
+        )
+
+
+# --- the service -------------------------------------------------------------------------------
+
+GRACE_FOR_WORK = 0.8  # of the grace period; the rest is for cancelled work and teardown
+LONGEST_REQUEST_ID = 200
+
+
+class Service:
+    """One app, assembled: an ASGI application, and the owner of what its requests share.
+
+    `assemble` fills in what is public and not set here; afterwards nothing of it changes.
+    """
+
+    interceptors: tuple[Callable[[Request], Response | None], ...] = ()
+    added_headers: tuple[AddHeaders, ...] = ()
+    error_maps: tuple[Callable[[BaseException], Response | None], ...] = ()
+    observers: tuple[Callable[[Finished], None], ...] = ()
+
+    def __init__(self, app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) -> None:
+        self.app, self.settings, self.plugins = app, settings, plugins
+        self.health = Health()
+        self.instance = app.make()
+        self.lane = Lane(app.options.max_multiplexing, settings.max_queued_requests)
+        self.routes: Routes[Answer] = Routes()
+        self.endpoints: tuple[Endpoint, ...] = tuple(
+            describe(getattr(self.instance, name), mark, owner=type(self.instance)) for name, mark in app.marks.items()
+        )
+        self.threads_are_out = True  # False once a thread of the lane outlived the shutdown
+        self._codecs: dict[Any, Codec] = {}
+        self._active: set[Request] = set()
+        self._watching: set[asyncio.Task[None]] = set()
+        self._all_answered: anyio.Event | None = None  # made while draining
+
+    @property
+    def lanes(self) -> Mapping[str, int]:
+        return self.lane.occupancy
+
+    def codec(self, type: Any) -> Codec:
+        """The codec of `type`. Raises ConfigError when no plugin knows it."""
+        try:
+            return self._codecs[type]
+        except KeyError:
+            pass
+        except TypeError:  # not hashable, such as Annotated with a dict in it
+            return self._new_codec(type)
+        self._codecs[type] = codec = self._new_codec(type)
+        return codec
+
+    def _new_codec(self, type: Any) -> Codec:
+        codec: Codec | None = self.plugins.hook.type_codec(type=type)
+        if codec is None:
+            raise ConfigError(f"values of {type!r} cannot cross the wire; use a msgspec.Struct, a pydantic model, a dataclass or a builtin")
+        return codec
+
+    def guarded(self, read: Callable[[Request], dict[str, Any]], call: Callable[[Request, dict[str, Any]], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """An endpoint as the routes hold it: its arguments are read only while the app takes requests."""
+
+        async def answer(request: Request) -> Response:
+            if not self.health.takes_requests:
+                raise self._not_taking()
+            return await call(request, read(request))
+
+        return answer
+
+    def _not_taking(self) -> ServerError:
+        why = {State.STARTING: "the app is still starting", State.DRAINING: "the server is stopping"}
+        headers = {"Retry-After": "1"}
+        if self.health.state is State.DRAINING:
+            headers["connection"] = "close"
+        return ServerError(503, why.get(self.health.state, "the app is not available"), "runner_scheduling_failure", headers)
+
+    # --- one request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request within its one cancel scope, which nobody else opens or owns."""
+        began = time.perf_counter()
+        token = Token()
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        request = Request(_request_id(scope), scope=scope, path=path, token=token)
+        enter_request(request)
+        reply = Reply(request, send, self.added_headers)
+        self._active.add(request)
+        try:
+            with anyio.CancelScope() as cancel_scope:
+                token.on_cancel(cancel_scope.cancel)
+                await self._answer(request, receive, reply)
+            if token.cancelled and token.reason != "client_disconnected":
+                await reply.cut_short(stopped_problem(token.reason or ""))
+        finally:
+            self._active.discard(request)
+            if self._all_answered is not None and not self._active:
+                self._all_answered.set()
+            self._tell_observers(request, reply, began)
+
+    async def _answer(self, request: Request, receive: Receive, reply: Reply) -> None:
+        """Find what answers, run it, send what it gives; whatever is raised becomes an answer too."""
+        watch: Callable[[], object] | None = None
+        try:
+            response = next((r for look in self.interceptors if (r := look(request)) is not None), None)
+            if response is None:
+                found = self.routes.find(request)
+                reply.endpoint = found.endpoint
+                if request.method not in ("GET", "HEAD"):
+                    request.body = await read_body(receive, request.scope["headers"], self.settings.max_body_bytes)
+                if found.endpoint is not None and found.endpoint.on_disconnect == "cancel":
+                    watch = self._watch(request, receive)
+                answered = found.answer(request)
+                response = answered if isinstance(answered, Response) else await answered
+            await reply.send(response)
+        except Disconnected:
+            request.token.cancel("client_disconnected")
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _from_outside(request):
+                raise
+            await reply.fail(self._failure(request, error))
+        finally:
+            if watch is not None:
+                watch()
+
+    def _watch(self, request: Request, receive: Receive) -> Callable[[], object]:
+        """Cancel `request` when its client hangs up; return what ends the watch."""
+
+        async def until_hangup() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            request.token.cancel("client_disconnected")
+
+        return asyncio.get_running_loop().create_task(until_hangup()).cancel
+
+    def _failure(self, request: Request, error: BaseException) -> Response:
+        """What the caller reads of `error`. What nobody expected is logged with its traceback."""
+        if isinstance(error, RequestCancelled):
+            return stopped_problem(request.token.reason or "client_cancelled")
+        if isinstance(error, RunnerError) and not isinstance(error, ConfigError):
+            if isinstance(error, InvalidOutput):
+                log.error("response.invalid", endpoint=request.path, problem=str(error))
+            return error.response()
+        response = next((r for map_error in self.error_maps if (r := map_error(error)) is not None), None)
+        if response is None or response.status >= 500:
+            log.error("request.failed", endpoint=request.path, exc_info=error)
+        if response is None:
+            response = json_response({"detail": "Internal Server Error"}, status=500)
+        if response.status == 500:
+            response.headers.setdefault("x-fal-error-type", "runner_server_error")
+        return response
+
+    def _tell_observers(self, request: Request, reply: Reply, began: float) -> None:
+        place, seconds = request.place, time.perf_counter() - began
+        if not request.token.cancelled or place is None:
+            self._observe(request, reply, seconds, None)
+            return
+
+        async def once_out() -> None:
+            self._observe(request, reply, seconds, await place.stopped())
+
+        task = asyncio.get_running_loop().create_task(once_out())
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
+
+    def _observe(self, request: Request, reply: Reply, seconds: float, stopped: Any) -> None:
+        client = request.scope.get("client")
+        gone = request.token.reason == "client_disconnected"
+        finished = Finished(
+            request_id=request.id or "",
+            method=request.method or "",
+            path=request.path,
+            endpoint=reply.endpoint.path if reply.endpoint else None,
+            status=499 if gone or not reply.status else reply.status,
+            seconds=seconds,
+            waited=request.place.waited if request.place is not None else 0.0,
+            bytes_out=reply.bytes_out,
+            client=client[0] if client else None,
+            error_type="client_disconnected" if gone else reply.error_type,
+            stopped=stopped,
+        )
+        for observe in self.observers:
+            observe(finished)
+
+    # --- from start to stop
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Set the app up beside whatever runs inside; tear it down at the end."""
+        self.lane.open()
+        async with AsyncExitStack() as contexts:
+            for context in ask(self.plugins, "lifespan", service=self):
+                await contexts.enter_async_context(context)
+            setting_up = asyncio.create_task(self._set_up())
+            try:
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._tear_down(setting_up)
+
+    async def _set_up(self) -> None:
+        began, limit = time.perf_counter(), self.app.options.startup_timeout
+        try:
+            with anyio.move_on_after(limit) as scope:
+                await self._in_lane(self.instance.setup)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            log.error("setup.failed", exc_info=error)
+            self.health.become(State.FAILED, f"setup failed: {error!r}")
+            return
+        if scope.cancelled_caught:
+            reason = f"setup took longer than startup_timeout, {limit:g} s"
+            log.error("setup.failed", reason=reason)
+            self.health.become(State.FAILED, reason)
+        elif self.health.become(State.READY):
+            log.info("app.ready", seconds=round(time.perf_counter() - began, 3))
+
+    async def _tear_down(self, setting_up: asyncio.Task[None]) -> None:
+        seconds = max(0.5, self.app.options.termination_grace_period_seconds * (1 - GRACE_FOR_WORK))
+        was_set_up = setting_up.done() and self.health.state is not State.FAILED
+        if not setting_up.done():
+            setting_up.cancel()
+            await asyncio.wait([setting_up])
+        if was_set_up:
+            try:
+                with anyio.move_on_after(seconds) as scope:
+                    await self._in_lane(self.instance.teardown)
+                if scope.cancelled_caught:
+                    log.error("teardown.failed", reason=f"it took longer than {seconds:g} s, what was left of the grace period")
+            except BaseException as error:
+                log.error("teardown.failed", exc_info=error)
+        self.threads_are_out = await self.lane.close(seconds)
+
+    async def _in_lane(self, function: Callable[[], Any]) -> None:
+        """Call a hook of the app where its endpoints of that kind run: the model meets one thread."""
+        if inspect.iscoroutinefunction(function):
+            await function()
+        elif inspect.isawaitable(left := await self.lane.run(function, Request())):
+            await left
+
+    async def drain(self) -> None:
+        """Take no more requests, let those that run finish within the grace period, then cancel them."""
+        seconds = self.app.options.termination_grace_period_seconds
+        self.health.become(State.DRAINING)
+        self._all_answered = anyio.Event()
+        if self._active:
+            with anyio.move_on_after(seconds * GRACE_FOR_WORK):
+                await self._all_answered.wait()
+        if self._active:
+            log.warning("drain.cancelling", requests=len(self._active))
+            for request in list(self._active):
+                request.token.cancel("draining")
+            with anyio.move_on_after(max(0.2, seconds * (1 - GRACE_FOR_WORK) / 2)):
+                await self._all_answered.wait()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        """The same under another ASGI server: requests are taken as soon as setup is through."""
+        await receive()
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.running())
+            except Exception as error:
+                log.error("start.failed", exc_info=error)
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await self.drain()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's `x-fal-request-id` if it can be shown, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-fal-request-id":
+            text: str = value.decode("latin-1")
+            if text.isprintable() and text and len(text) <= LONGEST_REQUEST_ID:
+                return text
+    return str(uuid4())
+
+
+def _from_outside(request: Request) -> bool:
+    """Whether a CancelledError is ours or the server's, not one that an endpoint let slip."""
+    task = asyncio.current_task()
+    return request.token.cancelled or (task is not None and task.cancelling() > 0)
+
+
+# --- the command line --------------------------------------------------------------------------
+
+
+def asgi(target: type, settings: Settings | None = None, plugins: Sequence[Any] = ()) -> Service:
+    """`target` as a plain ASGI application, lifespan included, for a test or any other server."""
+    settings = settings or Settings()
+    manager = load_plugins(settings)
+    for plugin in plugins:
+        manager.register(plugin)
+    manager.check_pending()
+    app = _described(target, manager)
+    if app is None:
+        raise ConfigError(f"{target.__name__} is not an app; write class {target.__name__}(runner.App)")
+    return assemble(app, settings, manager)
+
+
+def _described(target: type, plugins: pluggy.PluginManager) -> AppSpec | None:
+    if issubclass(target, App):
+        return describe_app(target)
+    app: AppSpec | None = plugins.hook.describe_app(target=target)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve one app as the arguments say. Returns the exit code: 2 for a wrong setting or class."""
+    try:
+        target, settings, action = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ, Path.cwd())
+        if "observability" not in settings.no_plugin:
+            importlib.import_module("runner.plugins.observability").configure_logging(settings.log_format, settings.log_level)
+        prepare_path(target, settings.app_dir, HOUSE)
+        start_spawned_children_with(__file__)
+        plugins = load_plugins(settings)
+        for modules in ask(plugins, "provide_modules", names={name: globals()[name] for name in __all__}):
+            offer(modules)
+        app = load_app(target, lambda found: _described(found, plugins))
+        service = assemble(app, settings, plugins)
+        if action == "openapi":
+            return _print_openapi(service)
+        if action == "check":
+            return _print_check(service)
+        server = importlib.import_module("runner.plugins.server")
+        return int(server.run(service, settings))
+    except ConfigError as error:
+        sys.stderr.write(f"runner: {error}\n")
+        return 2
+
+
+def _print_openapi(service: Service) -> int:
+    try:
+        answer = service.routes.known("/openapi.json")["GET"]
+    except KeyError:
+        raise ConfigError("--openapi needs the plugin openapi; leave out --no-plugin openapi") from None
+    response = answer.answer(Request())
+    assert isinstance(response, Response)
+    sys.stdout.write(response.body.decode() + "\n")
+    return 0
+
+
+def _print_check(service: Service) -> int:
+    lines = [f"app {service.app.name}, called {service.settings.app_id or f'local/{service.app.alias}'}"]
+    for endpoint in service.endpoints:
+        kind = "WS  " if endpoint.mark.is_websocket else "POST"
+        lines.append(f"{kind} {endpoint.path}  {service.app.name}.{endpoint.name}")
+    lines += [f"plugin {line}" for line in list_plugins(service.plugins, own_version=__version__)]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+if __name__ == "__mp_main__":
+    sys.path.remove(HOUSE)
+
+if __name__ == "__main__":
+    # As a script this file is `__main__`, yet apps import `runner`. Go there at once,
+    # so that only one `App` is ever used.
+    from runner import main
+
+    raise SystemExit(main())

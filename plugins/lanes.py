@@ -23,6 +23,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from typing import Any, Literal
 
+import anyio
 import structlog
 
 from ..schemas.events import Stopped
@@ -57,7 +58,7 @@ class Job:
         self.on_stop: Callable[[], None] | None = None
         self.asked, self.began, self.ended = time.perf_counter(), 0.0, 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self.parent: Any = request.token
+        self.parent = request.token
 
     @property
     def waited(self) -> float:
@@ -66,14 +67,13 @@ class Job:
 
     # --- on the loop
 
-    def enter(self, timeout: float | None, start_within: float | None) -> None:
-        if self.parent is not None:
-            self.parent.on_cancel(self.follow)
+    def enter(self, run_within: float | None, start_within: float | None) -> None:
+        self.parent.on_cancel(self.follow)
         self.request.place = self
         if start_within is not None:
-            self._timer = self._loop.call_later(start_within, self._start_is_due, timeout)
-        elif timeout is not None:
-            self._timer = self._loop.call_later(timeout, self._end_is_due, timeout)
+            self._timer = self._loop.call_later(start_within, self._start_is_due, run_within)
+        elif run_within is not None:
+            self._timer = self._loop.call_later(run_within, self._end_is_due, run_within)
         try:
             self.lane._enter(self, start_within)
         except BaseException:
@@ -85,11 +85,10 @@ class Job:
         """No deadline and no cancel of the request reaches this job any more."""
         if self._timer is not None:
             self._timer.cancel()
-        if self.parent is not None:
-            self.parent.forget(self.follow)
+        self.parent.forget(self.follow)
 
     def follow(self) -> None:
-        self.stop(self.parent.reason)
+        self.stop(self.parent.reason or "")
 
     def stop(self, reason: str) -> None:
         """Make the work leave; in the line it never begins."""
@@ -106,20 +105,20 @@ class Job:
             else:
                 self.call.layer = "scope"
 
-    def _start_is_due(self, timeout: float | None) -> None:
+    def _start_is_due(self, run_within: float | None) -> None:
         if self.lane._drop(self):
             self.call.layer = "waiting"
             self.future.set_exception(start_timeout())
-        elif timeout is not None:
-            self._end_is_due(timeout)
+        elif run_within is not None:
+            self._end_is_due(run_within)
 
-    def _end_is_due(self, timeout: float) -> None:
+    def _end_is_due(self, run_within: float) -> None:
         if self.progress in ("over", "dropped"):
             return
-        left = timeout if self.progress == "waiting" else self.began + timeout - time.perf_counter()
+        left = run_within if self.progress == "waiting" else self.began + run_within - time.perf_counter()
         if left > 0:
-            self._timer = self._loop.call_later(left, self._end_is_due, timeout)
-        elif isinstance(self.parent, Token):
+            self._timer = self._loop.call_later(left, self._end_is_due, run_within)
+        else:
             self.parent.cancel("request_timeout")
 
     def settle(self) -> None:
@@ -170,6 +169,7 @@ class Lane:
         self._waking = False
         self._unwinding: set[asyncio.Task[None]] = set()
         self._mean_seconds = 0.0
+        self._ended = asyncio.Semaphore(0)  # once for each thread that has ended
 
     def open(self) -> None:
         """Take the running loop as the one that waits for this lane's work."""
@@ -182,26 +182,26 @@ class Lane:
         }  # fmt: skip
 
     async def run(
-        self, work: Callable[[], Any], request: Request, *, timeout: float | None = None, start_within: float | None = None
+        self, work: Callable[[], Any], request: Request, *, run_within: float | None = None, start_within: float | None = None
     ) -> Any:
         """Do `work` in a thread of the lane and return what it returns.
 
-        `timeout` is for the work, `start_within` for the wait, both in seconds. Cancelling the
+        `run_within` is for the work, `start_within` for the wait, both in seconds. Cancelling the
         caller makes the work leave and does not wait for it. Raises ServerError 429 when the line
         is full and 504 when the work cannot begin in time.
         """
         job = Job(self, request, work)
-        job.enter(timeout, start_within)
+        job.enter(run_within, start_within)
         try:
             return await job.future
         except asyncio.CancelledError:
             job.stop("abandoned")
             raise
 
-    async def hold(self, request: Request, *, timeout: float | None = None, start_within: float | None = None) -> Job:
+    async def hold(self, request: Request, *, run_within: float | None = None, start_within: float | None = None) -> Job:
         """Take a place for work on the event loop. Whoever gets it owes a `release`."""
         job = Job(self, request, None)
-        job.enter(timeout, start_within)
+        job.enter(run_within, start_within)
         try:
             await job.future
         except asyncio.CancelledError:
@@ -223,7 +223,7 @@ class Lane:
             self._start(following)
 
     async def iterate(
-        self, items: Callable[[], Iterable[Any]], request: Request, *, timeout: float | None = None, start_within: float | None = None
+        self, items: Callable[[], Iterable[Any]], request: Request, *, run_within: float | None = None, start_within: float | None = None
     ) -> AsyncGenerator[list[Any], None]:
         """What `items()` yields in a thread of the lane, in lists of as many as are there.
 
@@ -244,7 +244,7 @@ class Lane:
         job = Job(self, request, pump)
         job.on_stop = channel.close
         job.future.add_done_callback(lambda _: channel.end())
-        job.enter(timeout, start_within)
+        job.enter(run_within, start_within)
         try:
             while batch := await channel.take():
                 yield batch
@@ -258,11 +258,13 @@ class Lane:
         """Let the threads end; return whether all did within `seconds`. Work still waiting is dropped."""
         for _ in self._threads:
             self._ready.put(None)
-        deadline = time.monotonic() + seconds
-        for thread in self._threads:
-            while thread.is_alive() and time.monotonic() < deadline:
-                await asyncio.sleep(0.002)
-        return not any(thread.is_alive() for thread in self._threads)
+        with anyio.move_on_after(seconds):
+            for _ in self._threads:
+                await self._ended.acquire()
+            for thread in self._threads:
+                thread.join()  # it has said that it ends
+            return True
+        return False
 
     # --- the line
 
@@ -346,6 +348,7 @@ class Lane:
                     self.tell(_granted(following))
                     following = None
             del job  # holds the last result while nobody calls
+        self.tell(self._ended.release)
 
     def tell(self, what: Callable[[], None]) -> None:
         """Have the loop call `what`. From any thread; many at a time cost one wake-up."""

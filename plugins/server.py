@@ -1,29 +1,58 @@
-"""The sockets: hypercorn's connections, served until somebody says stop.
+"""The server: one process from its open socket to its exit code.
 
 Hypercorn reads the bytes (HTTP/1.1, HTTP/2, WebSockets, TLS). Starting and stopping is ours:
 its own waits on idle connections, and on Python 3.12 and newer for as long as they live.
+
+The first SIGTERM or SIGINT drains: `handle_exit`, no more requests, running ones to their end or
+the end of the grace period, `teardown`, exit code 0. The second ends the process at once. A failed
+setup ends it with code 1, after probes had a second to read why.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import json
+import os
+import signal
 import socket
 import ssl
+import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, cast
 
+import anyio
+import structlog
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
-from ..schemas.asgi import ASGIApp
+from ..schemas.asgi import ASGIApp, Receive, Scope, Send
+from ..schemas.health import Health, State
 from ..schemas.problems import ConfigError
 from ..schemas.settings import Settings
 
 MiB = 1024 * 1024
 IDLE_SECONDS = 300  # fal's own keep-alive; hypercorn's default of 5 s cuts pooled clients off
 CLOSE_SECONDS = 1.0  # for connections to say goodbye after the last answer
+FAILED_SECONDS = 1.0  # for probes to read why setup failed
+EXIT_SECONDS = 2.0  # for the interpreter to end, once all is over
+SETUP_FAILED = 1
+
+log = structlog.get_logger("runner.server")
+
+
+class Runnable(Protocol):
+    """What the server needs of a service."""
+
+    health: Health
+    instance: Any
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+    def running(self) -> AbstractAsyncContextManager[None]: ...
+    async def drain(self) -> None: ...
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -41,6 +70,76 @@ def listen(settings: Settings) -> socket.socket:
     sock.setblocking(False)
     sock.set_inheritable(True)
     return sock
+
+
+def run(service: Runnable, settings: Settings) -> int:
+    """Serve until a signal or a failure says stop; return the exit code."""
+    sock = listen(settings)
+    code = anyio.run(_run, service, settings, sock, backend_options={"use_uvloop": _has_uvloop()})
+    _leave_soon(code)
+    return code
+
+
+async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> int:
+    stop = anyio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            log.warning("server.killed", signal=number.name)
+            os._exit(128 + number)
+        log.info("server.stopping", signal=number.name)
+        stop.set()
+        try:
+            service.instance.handle_exit()
+        except Exception as error:
+            log.error("handle_exit.failed", exc_info=error)
+
+    def on_state(state: State) -> None:
+        if state is State.READY and settings.ready_fd >= 0:
+            _tell_ready(settings.ready_fd, url)
+        if state is State.FAILED:
+            loop.call_later(FAILED_SECONDS, stop.set)
+
+    async def stopped() -> None:
+        await stop.wait()
+        await service.drain()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    url = url_of(sock, settings)
+    service.health.watch(on_state)
+    async with service.running():
+        log.info("server.listening", url=url)
+        await serve(service, settings, sock, stopped)
+    log.info("server.stopped")
+    return SETUP_FAILED if service.health.state is State.FAILED else 0
+
+
+def url_of(sock: socket.socket, settings: Settings) -> str:
+    host, port = sock.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"{'https' if settings.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _tell_ready(descriptor: int, url: str) -> None:
+    line = json.dumps({"event": "ready", "url": url, "pid": os.getpid()})
+    try:
+        os.write(descriptor, line.encode() + b"\n")
+        os.close(descriptor)
+    except OSError as error:
+        log.error("ready_fd.failed", descriptor=descriptor, problem=error.strerror)
+
+
+def _has_uvloop() -> bool:
+    return importlib.util.find_spec("uvloop") is not None
+
+
+def _leave_soon(code: int) -> None:
+    """End the process even when a thread that the app started, or one of ours, does not end."""
+    timer = threading.Timer(EXIT_SECONDS, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 async def serve(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typing
+from collections import abc
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -78,3 +80,13 @@ def check_path(path: object, *, of: str) -> str:
     if not isinstance(path, str) or not path.startswith("/"):
         raise ConfigError(f"{of}: the path {path!r} must be text that begins with '/', such as '/generate'")
     return path
+
+
+def realtime_mode(taken: Any, given: Any) -> str:
+    """What a realtime method does, told by the annotations of its input and its answer (fal's names)."""
+    incoming = (typing.get_origin(taken) or taken) in (abc.AsyncIterator, abc.AsyncGenerator)
+    outgoing = typing.get_origin(given) or given
+    if incoming:
+        return "bidi" if outgoing in (abc.AsyncIterator, abc.AsyncGenerator) else "client_streaming"
+    streams = (abc.AsyncIterator, abc.AsyncGenerator, abc.Iterator, abc.Generator, abc.Iterable)
+    return "server_streaming" if outgoing in streams else "unary"

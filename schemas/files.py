@@ -1,10 +1,11 @@
 """Files as inputs: a URL, a data: URI or an upload, read only when the endpoint asks for it.
 
 A `File` stands for bytes that may lie elsewhere. Parsing one checks its URL and never downloads.
-`as_bytes()`, `open()`, `save()` and `as_bytes_async()` fetch it once, into a temporary file without
+`as_bytes()`, `open()`, `save()` and their async twins fetch it once, into a temporary file without
 a name, which is gone when nobody holds the File. What cannot be fetched is the caller's fault: an
 InvalidInput at the field where the File stood. How to download is not decided here: a `Download`
-is attached to each File of a request before the endpoint runs.
+is attached to each File of a request before the endpoint runs. Reading blocks its thread, so on
+the event loop only the async twins will download.
 
 On the wire a File is `{"url", "content_type", "file_name", "file_size"}` or just the URL as a
 string. `__from_json__`, `__to_json__` and `__json_schema__` are what a codec needs to know of it;
@@ -25,14 +26,19 @@ import threading
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol, Self
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from .problems import Fault, InvalidInput, RequestCancelled
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 Loc = tuple[str | int, ...]
 INVALID_URL = "value must be a valid URL"
 NEVER_IN_URLS = re.compile(r"[\x00-\x20\x7f\\]")
+WHITE_SPACE = b" \t\r\n"
+TURN_SECONDS = 0.05  # how often a reader who waits for another's download looks whether it is still wanted
 SHOWN = 100  # characters of a URL in messages; data: URIs run to megabytes
 
 
@@ -83,8 +89,9 @@ class Download(Protocol):
 class File:
     """A file that a caller sent: by URL, as a data: URI, or as an upload.
 
-    `content_type`, `file_name` and `file_size` (bytes) are what the caller said; what is missing
-    is filled in when the file is read. Reading blocks: async endpoints use `as_bytes_async()`.
+    `content_type`, `file_name` (its last part only) and `file_size` (bytes) are what the caller
+    said; reading fills in what is missing and corrects the size. Reading blocks: async endpoints
+    use `as_bytes_async()` or `open_async()`.
     """
 
     fields: ClassVar[tuple[str, ...]] = ("url", "content_type", "file_name", "file_size")
@@ -105,7 +112,7 @@ class File:
         self._gone: Callable[[], bool] = _never
         self._turn = threading.Lock()  # whoever reads first fetches; the others wait for it
         self.content_type = content_type or _media_type(self._url)
-        self.file_name = file_name
+        self.file_name = safe_name(file_name)
         self.file_size = file_size
 
     @classmethod
@@ -133,16 +140,18 @@ class File:
 
     async def as_bytes_async(self) -> bytes:
         """As `as_bytes`, without blocking the event loop; cancelling it ends the download."""
+        reader = await self.open_async()
+        with reader:
+            return await asyncio.to_thread(reader.read)
+
+    async def open_async(self) -> BinaryIO:
+        """As `open`, without blocking the event loop; cancelling it ends the download."""
         left = threading.Event()
-
-        def read() -> bytes:
-            self._fetched(lambda: left.is_set() or self._gone())
-            return self.as_bytes()
-
         try:
-            return await asyncio.to_thread(read)
+            await asyncio.to_thread(self._fetched, lambda: left.is_set() or self._gone())
         finally:
             left.set()
+        return self.open()
 
     def open(self) -> BinaryIO:
         """A new reader at the start, seekable, fetched now if it was not before."""
@@ -152,20 +161,20 @@ class File:
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write it to `path`. FileExistsError when something is there and shall stay."""
         target = Path(path)
-        if not overwrite and target.exists():
-            raise FileExistsError(f"{target} exists; pass overwrite=True to replace it")
         with self.open() as source:
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
+            if not overwrite:
+                target.open("xb").close()  # the name is ours now: nobody else can take it meanwhile
+            partial = target.with_name(f".{target.name[:200]}.{os.urandom(4).hex()}")
             try:
                 with partial.open("xb") as sink:
                     shutil.copyfileobj(source, sink, 1024 * 1024)
-                if overwrite:
-                    partial.replace(target)
-                else:
-                    os.link(partial, target)  # unlike a rename it refuses a file that came meanwhile
-            finally:
+                partial.replace(target)
+            except BaseException:
                 partial.unlink(missing_ok=True)
+                if not overwrite:
+                    target.unlink(missing_ok=True)
+                raise
         return target
 
     def invalid(self, message: str, *, type: str = "file_load_error") -> InvalidInput:
@@ -178,29 +187,35 @@ class File:
         self._download, self._loc, self._gone = download, loc, gone
 
     def _fetched(self, gone: Callable[[], bool]) -> Content | bytes:
-        while not self._turn.acquire(timeout=0.05):
+        if self._content is not None:
+            return self._content
+        if self._url is not None and not is_data(self._url) and _on_event_loop():
+            raise RuntimeError(
+                f"reading {shortened(self._url)} here would stop the event loop until it is downloaded; "
+                "write `await file.as_bytes_async()`, or declare the endpoint with def instead of async def"
+            )
+        while not self._turn.acquire(timeout=TURN_SECONDS):
             if gone():
                 raise RequestCancelled
         try:
             if self._content is None:
-                try:
-                    self._content = self._fetch(gone)
-                except Unfetchable as error:
-                    raise self.invalid(f"File could not be read: {error}", type="file_download_error") from None
+                self._content = self._fetch(gone)
             return self._content
+        except Unfetchable as error:
+            raise self.invalid(f"File could not be read: {error}", type="file_download_error") from None
         finally:
             self._turn.release()
 
     def _fetch(self, gone: Callable[[], bool]) -> Content | bytes:
         assert self._url is not None
-        if self._url[:5].lower() == "data:":
+        if is_data(self._url):
             data = decode_data_uri(self._url)
             self.file_size = len(data)
             return data
         if self._download is None:
             raise RuntimeError("this File came with no request, so nothing here may download it")
         content = self._download(self._url, gone)
-        self.content_type = self.content_type or content.content_type
+        self.content_type = self.content_type or content.content_type or "application/octet-stream"
         self.file_name = self.file_name or content.file_name
         self.file_size = content.size
         return content
@@ -214,10 +229,20 @@ class File:
         return type(self), tuple(getattr(self, name) for name in self.fields)
 
     @classmethod
+    def _of(cls, file: File) -> Self:
+        """`file` as this kind of File: an upload learns only from its field that it is sound."""
+        if isinstance(file, cls):
+            return file
+        made = cls("data:,", file.content_type, file.file_name, file.file_size)
+        made._url, made._content, made._download = file._url, file._content, file._download
+        made._loc, made._gone = file._loc, file._gone
+        return made
+
+    @classmethod
     def __from_json__(cls, value: Any) -> Self:
         """What a codec calls. ValueError for a bad URL, InvalidInput for a bad object."""
-        if isinstance(value, cls):
-            return value
+        if isinstance(value, File):
+            return cls._of(value)
         if isinstance(value, str):
             return cls(value)
         if isinstance(value, Mapping):
@@ -258,8 +283,8 @@ class File:
         fields["url"] = {"type": "typed-dict-field", "schema": url, "required": True}
 
         def parse(value: Any, rest: Callable[[Any], dict[str, Any]]) -> File:
-            if isinstance(value, cls):
-                return value
+            if isinstance(value, File):
+                return cls._of(value)
             return cls(value) if isinstance(value, str) else cls(**rest(value))
 
         return {
@@ -304,15 +329,33 @@ class Image(File):
         super().__init__(url, content_type, file_name, file_size)
         self.width, self.height = width, height
 
+    def to_pil(self, mode: str = "RGB") -> PIL.Image.Image:
+        """The picture, upright and in `mode`. InvalidInput when it is none, or one of too many pixels."""
+        import PIL.Image
+        import PIL.ImageOps
+
+        with self.open() as file:
+            try:
+                picture = PIL.Image.open(file, formats=PICTURES)
+                if picture.width * picture.height > MOST_PIXELS:
+                    raise ValueError(f"{picture.width} x {picture.height} pixels are more than {MOST_PIXELS}")
+                return PIL.ImageOps.exif_transpose(picture).convert(mode)
+            except Exception as error:  # whatever a decoder says of bytes that strangers made
+                reason = "it is not a picture of a known format" if isinstance(error, PIL.UnidentifiedImageError) else error
+                raise self.invalid(f"Image could not be read: {reason}", type="image_load_error") from None
+
 
 INTEGERS = {"file_size", "width", "height"}
+# Raster formats only: Pillow hands others, EPS for one, to programs that run what is in them.
+PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+MOST_PIXELS = 64 * 1024 * 1024  # 192 MiB in RGB: larger than cameras make, and no bomb
 
 
 def checked_url(url: str) -> str:
     """`url` without white space around it; ValueError unless it is a URL of http, https or data."""
     url = url.strip()
-    if url[:5].lower() == "data:":
-        if "," in url:
+    if is_data(url):
+        if "," in url and _has_utf8(url):
             return url
         raise ValueError(INVALID_URL)
     try:
@@ -320,9 +363,14 @@ def checked_url(url: str) -> str:
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port out of range, brackets that hold no address
         valid = False
-    if not valid or NEVER_IN_URLS.search(url):
+    if not valid or NEVER_IN_URLS.search(url) or not _has_utf8(url):
         raise ValueError(INVALID_URL)
     return url
+
+
+def is_data(url: str) -> bool:
+    """Whether `url` holds its bytes itself."""
+    return url[:5].lower() == "data:"
 
 
 def decode_data_uri(url: str) -> bytes:
@@ -332,7 +380,8 @@ def decode_data_uri(url: str) -> bytes:
         return unquote_to_bytes(payload)
     try:
         encoded = unquote_to_bytes(payload) if "%" in payload else payload.encode("ascii")
-        return binascii.a2b_base64(encoded, strict_mode=True)
+        # Lines are broken by many encoders, so white space is no fault.
+        return binascii.a2b_base64(encoded.translate(None, WHITE_SPACE), strict_mode=True)
     except (binascii.Error, UnicodeEncodeError) as error:
         raise Unfetchable(f"the data: URI is not valid base64 ({error})") from None
 
@@ -373,7 +422,7 @@ class _Reader(io.RawIOBase):
 
 
 def _media_type(url: str) -> str | None:
-    if url[:5].lower() != "data:":
+    if not is_data(url):
         return None
     return url[5 : url.index(",")].partition(";")[0].strip().lower() or "text/plain"
 
@@ -399,6 +448,23 @@ def _checked_fields(names: tuple[str, ...], value: Mapping[Any, Any]) -> dict[st
     if faults:
         raise InvalidInput(faults)
     return {name: value[name] for name in names if name in value}
+
+
+def _has_utf8(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell and nothing can send."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _never() -> bool:

@@ -99,6 +99,18 @@ class ServerError(HTTPError):
         return json_response(body, status=self.status, headers=self.headers)
 
 
+def stopped_problem(reason: str) -> Response:
+    """The answer to a request that was stopped, by the reason its token has (contract 7.8 and 8)."""
+    if reason == "request_timeout":
+        error = ServerError(504, "the request took longer than its timeout", "request_timeout")
+    elif reason == "draining":
+        headers = {"Retry-After": "1", "connection": "close"}
+        error = ServerError(503, "the server is stopping", "runner_disconnected", headers)
+    else:
+        error = ServerError(499, "Request cancelled by the client.", "client_cancelled")
+    return error.response()
+
+
 class RequestCancelled(BaseException):
     """This request is over: its caller left, asked to stop, or ran out of time.
 

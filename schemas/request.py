@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, Protocol
@@ -13,13 +13,28 @@ from .asgi import Scope
 
 
 class Cancellable(Protocol):
-    """The part of a cancel token that a request shows: asked to stop, and why."""
+    """A cancel token as a request shows it: asked to stop, and why. `runner.plugins.cancellation` has the real one."""
 
     @property
     def cancelled(self) -> bool: ...
-
     @property
     def reason(self) -> str | None: ...
+    def cancel(self, reason: str) -> bool: ...
+    def on_cancel(self, listener: Callable[[], object]) -> None: ...
+    def forget(self, listener: Callable[[], object]) -> None: ...
+
+
+class Never:
+    """The token of work that no request asked for, such as `setup`: nobody cancels it."""
+
+    cancelled = False
+    reason = None
+
+    def cancel(self, reason: str) -> bool:
+        return False
+
+    def on_cancel(self, listener: Callable[[], object]) -> None: ...
+    def forget(self, listener: Callable[[], object]) -> None: ...
 
 
 class Request:
@@ -44,7 +59,7 @@ class Request:
         self.path = path
         self.body = body
         self.path_parameters: Mapping[str, str] = {}
-        self.token = token
+        self.token: Cancellable = token or Never()
         self.place: Any = None  # in the lane, while an endpoint runs for this request
 
     @property
@@ -91,7 +106,7 @@ class Request:
     @property
     def cancelled(self) -> bool:
         """True once somebody asked this request to stop."""
-        return self.token is not None and self.token.cancelled
+        return self.token.cancelled
 
 
 _current: ContextVar[Request] = ContextVar("runner_request")

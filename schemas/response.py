@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, Self
 
 import msgspec
 
 JSON = "application/json"
+EVENTS = "text/event-stream"
+
+
+class Stream(Protocol):
+    """The parts of a body, in order. Whoever sends them closes it, also when it was never read."""
+
+    def __aiter__(self) -> Self: ...
+    async def __anext__(self) -> bytes: ...
+    async def aclose(self) -> None: ...
 
 
 class Response:
@@ -25,7 +34,7 @@ class Response:
         status: int = 200,
         headers: Mapping[str, str] | None = None,
         media_type: str | None = None,
-        stream: AsyncGenerator[bytes, None] | None = None,
+        stream: Stream | None = None,
     ) -> None:
         self.stream = stream
         self.after: Callable[[], Awaitable[None]] | None = None  # called once the answer is sent

@@ -15,7 +15,7 @@ class Token:
         self.cancelled = False
         self.reason: str | None = None  # client_disconnected, client_cancelled, request_timeout, draining
         self.at = 0.0  # when it was cancelled, by `time.perf_counter`
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], object]] = []
 
     def cancel(self, reason: str) -> bool:
         """Ask the work to stop; False when somebody was first, whose reason then stays."""
@@ -28,14 +28,14 @@ class Token:
             listener()
         return True
 
-    def on_cancel(self, listener: Callable[[], None]) -> None:
+    def on_cancel(self, listener: Callable[[], object]) -> None:
         """Call `listener` once, when the token is cancelled; at once when it is already."""
         if self.cancelled:
             listener()
         else:
             self._listeners.append(listener)
 
-    def forget(self, listener: Callable[[], None]) -> None:
+    def forget(self, listener: Callable[[], object]) -> None:
         """Take back `on_cancel`."""
         if listener in self._listeners:
             self._listeners.remove(listener)

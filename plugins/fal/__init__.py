@@ -21,13 +21,13 @@ from ...schemas.app import AppSpec
 from ...schemas.health import State
 from ...schemas.request import Request
 from ...schemas.response import Response
-from ...schemas.service import ServiceView
+from ...schemas.service import Mount, ServiceView
 from ..hookspecs import hookimpl
 from .errors import answer_to, print_traceback
 from .installed import describe_fal_app
 from .modules import build_modules
 
-__all__ = ["describe_app", "lifespan", "map_error", "print_traceback", "provide_modules", "response_headers"]
+__all__ = ["describe_app", "lifespan", "map_error", "mount_app", "print_traceback", "provide_modules", "response_headers"]
 
 log = logging.getLogger("runner.fal")
 
@@ -78,6 +78,13 @@ def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[byt
             return []
 
     return hints
+
+
+@hookimpl
+def mount_app(service: ServiceView) -> list[Mount]:
+    """The app under its id, where fal's clients call it: below /run, and at the root for the host fal.run."""
+    app_id = service.settings.app_id or f"local/{service.app.alias}"
+    return [Mount(prefix=f"/run/{app_id}"), Mount(prefix=f"/{app_id}", host="fal.run")]
 
 
 @hookimpl

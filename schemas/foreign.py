@@ -1,0 +1,35 @@
+"""Objects of Starlette and FastAPI, known by the names of their classes.
+
+Neither is imported: an app that uses one has imported it, all others shall not pay for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .response import Response
+
+
+def is_starlette(type_: type, name: str) -> bool:
+    """Whether `type_` is Starlette's class `name` or made from it."""
+    return any(base.__name__ == name and base.__module__.startswith("starlette.") for base in type_.__mro__)
+
+
+def merge_starlette(response: Response, injected: Any) -> None:
+    """Put the headers, status and background work of an injected Starlette Response into ours."""
+    for name, value in injected.headers.items():
+        response.headers[name.lower()] = value
+    if injected.status_code is not None:
+        response.status = injected.status_code
+    if injected.background is not None:
+        response.after = injected.background
+
+
+class ForeignResponse(Response):
+    """A Starlette Response that an endpoint returned: an ASGI app, which sends itself."""
+
+    __slots__ = ("app",)
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(b"", app.status_code)
+        self.app = app

@@ -128,10 +128,10 @@ class File:
     @property
     def url(self) -> str:
         """Where it lies. An upload has no address of its own and shows itself as a data: URI."""
-        if self._url is None:
-            assert isinstance(self._content, bytes)
-            self._url = f"data:{self.content_type};base64,{b64encode(self._content).decode()}"
-        return self._url
+        if self._url is not None:
+            return self._url
+        assert isinstance(self._content, bytes)
+        return f"data:{self.content_type};base64,{b64encode(self._content).decode()}"
 
     def as_bytes(self) -> bytes:
         """All of it, fetched now if it was not before. Raises InvalidInput at the file's field."""
@@ -438,6 +438,8 @@ def _checked_fields(names: tuple[str, ...], value: Mapping[Any, Any]) -> dict[st
         if not absent and (not isinstance(given, wanted) or isinstance(given, bool)):
             kind = "int_type" if wanted is int else "string_type"
             msg = f"Input should be a valid {words}"
+            if wanted is int and isinstance(given, str) and not given.strip().isdecimal():
+                kind, msg = "int_parsing", f"{msg}, unable to parse string as an integer"
             faults.append(Fault(type=kind, loc=(name,), msg=msg, input=given))
     if not faults:
         try:

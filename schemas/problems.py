@@ -59,7 +59,7 @@ class InvalidInput(RunnerError):
 
     def response(self) -> Response:
         return json_response(
-            {"detail": [printable(msgspec.to_builtins(fault, enc_hook=as_is, builtin_types=(bytes, bytearray, memoryview))) for fault in self.faults]},
+            {"detail": [printable(msgspec.to_builtins(fault, enc_hook=str, builtin_types=(bytes, bytearray, memoryview))) for fault in self.faults]},
             status=422,
             headers={"x-fal-billable-units": "0"},
         )
@@ -117,11 +117,6 @@ class RequestCancelled(BaseException):
     Raised inside the author's code, in the thread that does the work. Let it pass; use `finally`
     to clean up. A BaseException, so that `except Exception` cannot swallow it.
     """
-
-
-def as_is(value: object) -> object:
-    """Let msgspec pass what it does not know; `printable` turns it into text."""
-    return value
 
 
 def printable(value: Any) -> Any:

@@ -17,7 +17,7 @@ import typing_extensions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Meta
-from runner.plugins.types import Header, bind, describe, foreign_response, text, type_codec
+from runner.plugins.types import Header, bind, describe, text, type_codec
 from runner.schemas.endpoint import Mark
 from runner.schemas.problems import ConfigError, InvalidInput, InvalidOutput
 from runner.schemas.request import Request
@@ -328,7 +328,6 @@ def test_headers_path_parts_and_injected_objects_reach_the_method() -> None:
     assert arguments["x_fal_request_id"] == "r1"
     assert arguments["request"] is asked
     assert isinstance(arguments["reply"], Response)
-    assert foreign_response(arguments) is None
 
 
 def test_a_method_without_parameters_ignores_the_body() -> None:

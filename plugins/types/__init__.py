@@ -13,11 +13,11 @@ from typing import Any
 
 from ...schemas.codec import Codec
 from ..hookspecs import hookimpl
-from .binding import bind, foreign_response
+from .binding import bind
 from .codecs import codec_of
 from .signature import Header, describe
 
-__all__ = ["Header", "bind", "describe", "foreign_response", "type_codec"]
+__all__ = ["Header", "bind", "describe", "type_codec"]
 
 
 @hookimpl

@@ -9,32 +9,36 @@ from __future__ import annotations
 import copy
 import email.message
 import functools
-from collections.abc import Callable, Mapping
-from http.cookies import CookieError, SimpleCookie
+import re
+from collections.abc import Callable
 from typing import Any
 
 from ...schemas.codec import Codec
 from ...schemas.endpoint import Endpoint, Parameter
+from ...schemas.foreign import is_starlette
 from ...schemas.problems import Fault, InvalidInput
 from ...schemas.request import Request
 from ...schemas.response import Response
 from .text import parse_fast
 
 Bind = Callable[[Request], dict[str, Any]]
+ORDER = ("request", "response", "foreign", "path", "query", "header", "cookie", "body")  # FastAPI's
 ABSENT: Any = type("Absent", (), {"__repr__": lambda self: "absent"})()
 
 
 def bind(endpoint: Endpoint, codec_for: Callable[[Any], Codec]) -> Bind:
     """Return the function that reads a request into the keyword arguments of `endpoint`.
 
-    It raises InvalidInput with every fault, each `loc` beginning with body, query, path or header.
+    It raises InvalidInput with every fault, each `loc` beginning with the source, in the order of
+    FastAPI: path, query, header, cookie, body. A body that is no JSON is told alone, as there.
     """
     parameters = endpoint.parameters
     if not parameters:
         return lambda request: {}
     if len(parameters) == 1 and parameters[0].source == "body" and not endpoint.embed:
         return _bind_body(parameters[0], codec_for(parameters[0].type))
-    readers = [_reader(p, endpoint, codec_for) for p in parameters]
+    in_order = sorted(parameters, key=lambda p: ORDER.index(p.source))
+    readers = [_reader(p, endpoint, codec_for) for p in in_order]
 
     def bind_all(request: Request) -> dict[str, Any]:
         reading = _Reading(request)
@@ -45,16 +49,13 @@ def bind(endpoint: Endpoint, codec_for: Callable[[Any], Codec]) -> Bind:
                 arguments[name] = read(reading)
             except InvalidInput as error:
                 faults += error.faults
+        if reading.problem is not None:
+            raise reading.problem
         if faults:
-            raise InvalidInput(list({(f.type, f.loc): f for f in faults}.values()))
+            raise InvalidInput(faults)
         return arguments
 
     return bind_all
-
-
-def foreign_response(arguments: Mapping[str, Any]) -> Any:
-    """The starlette Response among bound `arguments`, whose headers and status the caller merges."""
-    return next((v for v in arguments.values() if _is_starlette(type(v), "Response")), None)
 
 
 def _bind_body(parameter: Parameter, codec: Codec) -> Bind:
@@ -79,7 +80,7 @@ class _Reading:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self._problem: InvalidInput | None = None
+        self.problem: InvalidInput | None = None  # what is wrong with the JSON text
         self._json: Any = ABSENT
         self._parsed = False
 
@@ -92,9 +93,9 @@ class _Reading:
                 try:
                     self._json = parse_fast(body) if _says_json(self.request) else body
                 except InvalidInput as error:
-                    self._problem = _below(error, "body")
-        if self._problem is not None:
-            raise self._problem
+                    self.problem = _below(error, "body")
+        if self.problem is not None:
+            raise self.problem
         return self._json
 
 
@@ -146,9 +147,11 @@ def _from_body(reading: _Reading, parameter: Parameter, codec: Codec, whole: boo
         value = body
     elif isinstance(body, dict) and parameter.alias in body:
         value = body[parameter.alias]
-    else:
+    elif isinstance(body, dict) or body is ABSENT:
         scalar = parameter.source == "query"
         return _default(parameter, loc, body if scalar and isinstance(body, dict) else None)
+    else:  # a list or a number has no keys, not even for what has a default
+        raise _missing(loc, None)
     try:
         return codec.convert(value)
     except InvalidInput as error:
@@ -164,29 +167,44 @@ def _text(request: Request, source: str, alias: str, many: bool) -> Any:
     elif source == "path":
         values = [request.path_parameters[alias]] if alias in request.path_parameters else []
     elif source == "cookie":
-        values = _cookie(request, alias)
-    elif (value := request.headers.get(alias.lower())) is not None:
-        values = [part.strip() for part in value.split(",")] if many else [value]
+        values = _cookies(request, alias)
+    else:
+        values = _headers(request, alias.lower())
+        if not many:
+            values = values[:1]
     if not values:
         return ABSENT
     return values if many else values[-1]
 
 
-def _cookie(request: Request, name: str) -> list[str]:
-    try:
-        cookies = SimpleCookie(request.headers.get("cookie", ""))
-    except CookieError:
-        return []
-    return [cookies[name].value] if name in cookies else []
+def _headers(request: Request, name: str) -> list[str]:
+    raw = name.encode("latin-1", "replace")
+    return [v.decode("latin-1") for n, v in request.scope.get("headers", ()) if n.lower() == raw]
+
+
+def _cookies(request: Request, name: str) -> list[str]:
+    """Read one by one, so that a cookie of somebody else that breaks the rules hides no other."""
+    found = []
+    for part in request.headers.get("cookie", "").split(";"):
+        key, is_pair, value = part.partition("=")
+        if is_pair and key.strip() == name:
+            value = value.strip()
+            quoted = len(value) > 1 and value[0] == value[-1] == '"'
+            found.append(re.sub(r"\\(.)", r"\1", value[1:-1]) if quoted else value)
+    return found
 
 
 def _default(parameter: Parameter, loc: tuple[str, ...], value: Any) -> Any:
     if parameter.required:
-        raise InvalidInput([Fault(type="missing", loc=loc, msg="Field required", input=value)])
+        raise _missing(loc, value)
     default = parameter.default
     if default is None or isinstance(default, (str, int, float)):
         return default
     return copy.deepcopy(default)
+
+
+def _missing(loc: tuple[str, ...], value: Any) -> InvalidInput:
+    return InvalidInput([Fault(type="missing", loc=loc, msg="Field required", input=value)])
 
 
 def _below(error: InvalidInput, *loc: str) -> InvalidInput:
@@ -219,18 +237,12 @@ def _is_sequence(codec: Codec) -> bool:
     return any(s.get("type") == "array" for s in (schema, *schema.get("anyOf", ())))
 
 
-def _is_starlette(type_: type, name: str) -> bool:
-    return any(
-        base.__name__ == name and base.__module__.startswith("starlette.") for base in type_.__mro__
-    )
-
-
 def _foreign(type_: type) -> Callable[[_Reading], Any]:
-    if not (_is_starlette(type_, "Request") or _is_starlette(type_, "HTTPConnection")):
+    if not (is_starlette(type_, "Request") or is_starlette(type_, "HTTPConnection")):
 
         def make(reading: _Reading) -> Any:
             made = type_()
-            if _is_starlette(type_, "Response"):
+            if is_starlette(type_, "Response"):
                 del made.headers["content-length"]
                 made.status_code = None  # nobody has chosen one yet, as in FastAPI
             return made
@@ -248,6 +260,6 @@ def _foreign(type_: type) -> Callable[[_Reading], Any]:
             return {"type": "http.request", "body": reading.request.body, "more_body": False}
 
         scope = {**reading.request.scope, "path_params": dict(reading.request.path_parameters)}
-        return type_(scope, receive) if _is_starlette(type_, "Request") else type_(scope)
+        return type_(scope, receive) if is_starlette(type_, "Request") else type_(scope)
 
     return request_of

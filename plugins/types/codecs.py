@@ -34,9 +34,15 @@ def codec_of(type_: Any) -> Codec | None:
         try:
             return PydanticCodec(type_)
         except Exception:  # it is not installed, or the union lies inside a Struct
-            raise ConfigError(
-                f"{type_!r}: {error}; use a pydantic model here, or one list type such as list[float]"
-            ) from None
+            raise ConfigError(f"{type_!r}: {error}{_hint(str(error))}") from None
+
+
+def _hint(error: str) -> str:
+    if "union" in error:
+        return "; use a pydantic model here, or one list type such as list[float]"
+    if "Can only set" in error:
+        return "; put the limits on the type itself, for example Annotated[str, Meta(max_length=3)] | None"
+    return ""
 
 
 def is_pydantic(type_: Any, seen: frozenset[Any] = frozenset()) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from ...schemas.problems import Fault, InvalidInput
+from . import moments
 from .shapes import Shape
 
 Loc = tuple[str | int, ...]
@@ -37,6 +38,8 @@ PARSING = {
     "float": ("float_parsing", "Input should be a valid number, unable to parse string as a number"),
     "bool": ("bool_parsing", "Input should be a valid boolean, unable to interpret input"),
 }
+TOO_LONG = ("int_parsing_size", "Unable to parse input string as an integer, exceeded maximum size")
+DIGITS = 4300  # of an integer that Python reads
 BOUNDS: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
     "multiple_of": ("multiple_of", "a multiple of", lambda value, limit: value % limit == 0),
     "le": ("less_than_equal", "less than or equal to", lambda value, limit: value <= limit),
@@ -44,6 +47,8 @@ BOUNDS: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
     "ge": ("greater_than_equal", "greater than or equal to", lambda value, limit: value >= limit),
     "gt": ("greater_than", "greater than", lambda value, limit: value > limit),
 }
+WHOLE = re.compile(r"\s*[+-]?[0-9][0-9_]*(\.0+)?\s*")
+NAMES = {"list": "List", "set": "Set", "frozenset": "Frozenset", "tuple": "Tuple"}
 TRUE, FALSE = {"1", "true", "t", "yes", "y", "on"}, {"0", "false", "f", "no", "n", "off"}
 
 
@@ -94,7 +99,7 @@ def from_text(shape: Shape, value: Any) -> Any:
 
 def _parsed(kind: str, text: str) -> Any:
     try:
-        if kind == "int" and re.fullmatch(r"\s*[+-]?\d[\d_]*(\.0*)?\s*", text):
+        if kind == "int" and WHOLE.fullmatch(text):
             return int(text.partition(".")[0])
         if kind == "float":
             return float(text)
@@ -126,7 +131,9 @@ def _plain(shape: Shape, value: Any, loc: Loc, custom: Custom) -> list[Fault]:
     if kind in ("int", "float"):
         if isinstance(value, str):
             if _parsed(kind, value) is value:
-                return _fault(PARSING[kind][0], loc, PARSING[kind][1], value)
+                too_long = kind == "int" and WHOLE.fullmatch(value) and len(value) > DIGITS
+                words, msg = TOO_LONG if too_long else PARSING[kind]
+                return _fault(words, loc, msg, value)
             return _wrong(shape, value, loc)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return _wrong(shape, value, loc)
@@ -235,7 +242,7 @@ def _object(shape: Shape, value: Any, loc: Loc, custom: Custom) -> list[Fault]:
         elif field.required:
             faults += _fault("missing", at, "Field required", value)
     if shape.closed:
-        known = {f.name for f in shape.fields} | {shape.tag[0] if shape.tag else ""}
+        known = {f.name for f in shape.fields} | ({shape.tag[0]} if shape.tag else set())
         for name in value:
             if name not in known:
                 faults += _fault("extra_forbidden", (*loc, name), "Extra inputs are not permitted", value[name])
@@ -270,20 +277,18 @@ def _items(shape: Shape, value: Any, loc: Loc, custom: Custom) -> list[Fault]:
     if not isinstance(value, (list, tuple, set, frozenset)):
         return _wrong(shape, value, loc)
     fixed = shape.kind == "tuple" and not shape.values
+    name = NAMES[shape.kind]
+    most = len(shape.items) if fixed else shape.limits.get("max_length")
+    if most is not None and len(value) > most and name in ("List", "Tuple"):
+        return _too(shape, value, loc, name, "max_length", most)  # the items are not even looked at
     faults: list[Fault] = []
     for i, item in enumerate(value):
-        if fixed and i >= len(shape.items):
-            break
         faults += find(shape.items[i if fixed else 0], item, (*loc, i), custom)
     if fixed:
-        size = len(shape.items)
-        for i in range(len(value), size):
+        for i in range(len(value), len(shape.items)):
             faults += _fault("missing", (*loc, i), "Field required", value)
-        if not faults and len(value) > size:
-            return _too(shape, value, loc, "Tuple", "max_length", size)
         return faults
-    names = {"list": "List", "set": "Set", "frozenset": "Frozenset", "tuple": "Tuple"}
-    return faults or _size(shape, value, loc, names[shape.kind], "item")
+    return faults or _size(shape, value, loc, name, "item")
 
 
 def _size(shape: Shape, value: Any, loc: Loc, name: str, unit: str) -> list[Fault]:
@@ -321,15 +326,6 @@ def _other(shape: Shape, value: Any, loc: Loc, custom: Custom) -> list[Fault]:
     except (ValueError, TypeError) as error:
         if shape.kind == "custom":
             return _fault("value_error", loc, f"Value error, {error}", value, {"error": str(error)})
-        return _scalar(shape, value, loc, str(error))
+        kind, msg, ctx = moments.explain(shape.label, value)
+        return _fault(kind, loc, msg, value, ctx)
     return []
-
-
-def _scalar(shape: Shape, value: Any, loc: Loc, reason: str) -> list[Fault]:
-    """Dates, UUIDs and decimals; the reason is msgspec's, for pydantic's is its parser's own."""
-    name = {"timedelta": "time_delta"}.get(shape.label, shape.label)
-    words = {"timedelta": "timedelta", "uuid": "UUID"}.get(shape.label, shape.label)
-    if not isinstance(value, str):
-        return _fault(f"{name}_type", loc, f"Input should be a valid {words}", value)
-    msg = f"Input should be a valid {words}, {reason[:1].lower()}{reason[1:]}"
-    return _fault(f"{name}_parsing", loc, msg, value, {"error": reason})

@@ -38,7 +38,7 @@ __path__ = [HOUSE]  # `plugins/` and `schemas/` are runner.plugins, runner.schem
 __version__ = "0.1.0"
 
 if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` took our folder off its path
-    sys.path.append(HOUSE)
+    sys.path.insert(0, HOUSE)
 
 from runner.plugins.bodies import Disconnected, read_body
 from runner.plugins.calling import make_call

@@ -1,38 +1,115 @@
-"""One import name: the app's own `schemas` and `plugins` are its own, ours are runner's."""
+"""One import name: the app's own `schemas` and `plugins` are its own, ours are runner's, however it is installed."""
 
+from __future__ import annotations
+
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
-HOUSE = Path(__file__).parent.parent
+import pytest
+from serving import HOUSE, running, written
+
+APP = """
+import plugins, schemas
+import runner
+import runner.plugins.types, runner.schemas.health
+
+assert (plugins.mine, schemas.mine) == ("plugins", "schemas")
+
+class Own(runner.App):
+    @runner.endpoint("/")
+    def run(self) -> str:
+        return f"{schemas.mine} {runner.schemas.health.State.READY}"
+"""
+BUILD = "import sys; from hatchling.build import {0}; print({0}(sys.argv[1]))"
 
 
-def test_an_app_with_its_own_schemas_and_plugins_gets_its_own(tmp_path: Path) -> None:
-    (tmp_path / "schemas.py").write_text("mine = 'schemas'\n")
-    (tmp_path / "plugins.py").write_text("mine = 'plugins'\n")
-    program = (
-        "import sys; sys.path[:0] = [sys.argv[1]]; sys.path.append(sys.argv[2])\n"
-        "import runner, schemas, plugins, runner.schemas.health, runner.plugins.types\n"
-        "assert (schemas.mine, plugins.mine) == ('schemas', 'plugins')\n"
-        "assert runner.schemas.health.State.READY == 'ready'\n"
-    )
-
-    subprocess.run([sys.executable, "-c", program, str(tmp_path), str(HOUSE)], check=True, cwd=tmp_path)
+def unpacked(kind: str, folder: Path) -> Path:
+    """What `pip install` lays down of a wheel or of an editable install."""
+    subprocess.run([sys.executable, "-c", BUILD.format(kind), folder], check=True, cwd=HOUSE, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    site = folder / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    return site
 
 
-def test_the_wheel_holds_one_top_level_name(tmp_path: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(HOUSE)]
-    subprocess.run(pip, check=True, cwd=tmp_path)
-    (wheel,) = tmp_path.glob("*.whl")
-    inside = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(inside)], check=True)
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpacked("build_wheel", tmp_path_factory.mktemp("wheel"))
 
-    assert {path.name for path in inside.iterdir() if not path.name.endswith(".dist-info")} == {"runner"}
-    program = "import runner; from runner.schemas.health import State; assert 'site' in runner.__file__"
-    subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path[:0] = [{str(inside)!r}]; {program}"], check=True)
+
+@pytest.fixture(scope="module")
+def editable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpacked("build_editable", tmp_path_factory.mktemp("editable"))
+
+
+@pytest.mark.parametrize("form", ["checkout", "checkout as module", "wheel", "editable"])
+def test_an_app_with_its_own_schemas_and_plugins_gets_its_own(form: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    written(tmp_path, APP)
+    written(tmp_path, "mine = 'schemas'\n", "schemas.py")
+    written(tmp_path, "mine = 'plugins'\n", "plugins.py")
+    arguments = ["app:Own", "--port", "0", "--log-format", "json"]
+    command, cwd, env = [HOUSE / "runner.py", *arguments], tmp_path, {}
+    if form == "checkout as module":
+        command, cwd = ["-m", "runner", *arguments, "--app-dir", tmp_path], HOUSE
+    elif form == "wheel":
+        command, env = ["-m", "runner", *arguments], {"PYTHONPATH": str(request.getfixturevalue("wheel"))}
+    elif form == "editable":
+        (links,) = request.getfixturevalue("editable").glob("*.pth")
+        command, env = ["-m", "runner", *arguments], {"PYTHONPATH": links.read_text().strip()}
+
+    with running([sys.executable, *command], cwd=cwd, env=env) as runner:
+        runner.wait_for("app.ready")
+        assert runner.post("/").json() == "schemas ready"
+
+
+def test_the_apps_folder_is_searched_and_ours_is_not(tmp_path: Path) -> None:
+    written(tmp_path, "import runner\nimport plugins\n")
+    done = subprocess.run([sys.executable, HOUSE / "runner.py", "app"], cwd=tmp_path, capture_output=True, text=True)
+
+    assert "ModuleNotFoundError: No module named 'plugins'" in done.stderr
+
+
+def test_a_file_elsewhere_brings_its_own_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "er"
+    folder.mkdir(parents=True)
+    written(folder, APP)
+    written(folder, "mine = 'schemas'\n", "schemas.py")
+    written(folder, "mine = 'plugins'\n", "plugins.py")
+    for target in ("deep/er/app.py:Own", "deep/er/app.py::Own", "deep/er/app.py", str(folder / "app.py")):
+        done = subprocess.run(
+            [sys.executable, HOUSE / "runner.py", target, "--check"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.stdout.startswith("app Own, called local/own\n"), done.stderr
+
+
+def test_the_wheel_holds_one_top_level_name(wheel: Path) -> None:
+    assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"runner"}
+    ours = {str(path.relative_to(HOUSE)) for room in ("plugins", "schemas") for path in (HOUSE / room).rglob("*.py")}
+    held = {str(path.relative_to(wheel / "runner")) for path in (wheel / "runner").rglob("*.py")}
+    assert held == ours | {"__init__.py", "__main__.py"}
+
+
+def test_an_editable_install_is_the_checkout_itself(editable: Path) -> None:
+    assert {path.suffix for path in editable.iterdir()} == {".pth", ".dist-info"}
+    (links,) = editable.glob("*.pth")
+    assert os.path.samefile(Path(links.read_text().strip()) / "runner" / "__init__.py", HOUSE / "runner.py")
 
 
 def test_importing_runner_brings_no_server_and_no_torch() -> None:
-    program = "import sys, runner; assert not {'torch', 'hypercorn', 'pydantic'} & set(sys.modules), set(sys.modules)"
+    program = "import sys, runner; assert not {'torch', 'hypercorn', 'pydantic', 'httpcore'} & set(sys.modules), set(sys.modules)"
 
     subprocess.run([sys.executable, "-c", program], check=True, cwd=HOUSE)
+
+
+def test_run_as_a_script_there_is_one_app_class(tmp_path: Path) -> None:
+    written(
+        tmp_path,
+        "import sys, runner\nassert not hasattr(sys.modules['__main__'], 'Service') or sys.modules['__main__'] is not runner\n"
+        "class Own(runner.App):\n    @runner.endpoint('/')\n    def run(self) -> str: return 'x'\n",
+    )
+    done = subprocess.run([sys.executable, HOUSE / "runner.py", "app:Own", "--check"], cwd=tmp_path, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr

@@ -1,52 +1,175 @@
-"""The call: one piece of work in one thread, and how it is made to leave."""
+"""The window: work runs in one thread, and a cancel can be raised in it there and nowhere else.
+
+`Call.invoke` opens a window around the work and closes it; `Call.send` raises the cancel inside
+from another thread, as an asynchronous exception. The two share a protocol with these promises:
+no exception is set once the window closes, at most one is on its way at a time, and one that
+comes late is absorbed before `invoke` ends. So the code before and after the work, and whatever
+runs in the thread next, never sees it.
+
+CPython delivers asynchronous exceptions only at checks of its evaluation loop: when a function
+begins, when a loop jumps back, after a call. The lines marked "no check" rely on there being none
+between them; a test disassembles them for each Python. Builds without the GIL have no such
+moments, and there `send` does nothing: the module boundary and the loop edges still work.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import ctypes
+import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, Literal, NoReturn
 
 from ...schemas.problems import RequestCancelled
+from . import landing
+from .anyio_thread import anyio_locals
+from .closing import Closing, is_cancel
+from .here import here, take_back
 from .token import Token
+
+NEW, RUNNING, CLOSING, CLOSED = range(4)
+Sending = Literal["sent", "pending", "unsafe", "cleaning", "shielded", "closed"]
+
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+_set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc  # a PyDLL function: the GIL stays held
+_set_exception.argtypes = [ctypes.c_ulong, ctypes.py_object]
+_set_exception.restype = ctypes.c_int
+_frames, _exceptions = sys._current_frames, sys._current_exceptions
+_identity = threading.get_ident
 
 
 class Call:
-    """One piece of work. Made on the event loop, run once by one thread; `invoke` never raises."""
+    """One piece of work. Made on the event loop, run once by one thread; `invoke` never raises.
 
-    def __init__(self, token: Token) -> None:
+    Afterwards the outcome is in `result` or `error`. `layer` says what made it leave once its token
+    was cancelled, `swallowed` how often the author's code caught the cancel and went on. `retire`
+    is true when the thread's own state could not be put back: then the thread should end.
+    `scope` is the anyio scope that `anyio.from_thread.check_cancelled()` looks at.
+    """
+
+    def __init__(self, token: Token, scope: Any = None, *, parent: Call | None = None) -> None:
         self.token = token
+        self.scope = scope
+        self.parent = parent  # whose thread started this one
         self.result: Any = None
         self.error: BaseException | None = None
-        self.layer = "returned"  # what made it leave once its token was cancelled
-        self.swallowed = 0  # times the author's code caught the cancel and went on
+        self.layer = "returned"
+        self.swallowed = 0
+        self.retire = False
+        self.children: set[Call] = set()  # in threads that the work started
+        self.lock = threading.Lock()  # owned for moments, by `send` and by the end of `invoke`
+        self.phase = NEW
+        self.thread = 0
+        self.shields = 0  # depth of `shield()`; nothing is raised above 0
+        self.raised = 0  # cancels raised in the thread, by whichever layer
+        self.raised_by = "returned"
+        self.sent = 0  # asynchronous exceptions set
+        self.pending = False  # one is set and not delivered yet
+        self.disturb = False  # the time for clean-up is over
+        self.late = 0  # came when the work was over, and were absorbed
 
     def invoke(self, work: Callable[[], Any]) -> None:
-        """Run `work` in this thread; its end is in `result` or `error`."""
-        _here.call = self
+        """Run `work` in this thread. Its end is in `result` or `error`."""
+        closing = Closing.before(self)
         try:
-            checkpoint()
-            self.result = work()
-        except BaseException as error:
-            self.error = error
-        finally:
-            _here.call = None
+            try:
+                self.thread = _identity()
+                here.call = self
+                anyio_locals.current_cancel_scope = self.scope
+                if self.token.cancelled:
+                    self.stop("waiting")
+                self.phase = RUNNING  # the window opens
+                self.result = work()
+                self.phase = CLOSING  # no check since the work returned
+            except BaseException as error:
+                self.phase = CLOSING  # no check since the exception came
+                self.error = error
+            with self.lock:  # whoever is inside `send` comes out first
+                self.phase = CLOSED
+            if self.sent:
+                take_back(self.thread, None)
+        except BaseException:  # the one exception that may come late: set before, delivered after
+            self.late += 1
+            self.raised -= 1
+            with self.lock:
+                self.phase = CLOSED
+            take_back(self.thread, None)
+        here.call = None
+        closing.after(self)
+
+    def send(self, *, again: bool = False) -> Sending:
+        """Raise the cancel in the thread, if it would land where that is safe. Any thread may call this.
+
+        `again` sends although the last one has not arrived: it may have been lost on its way, and
+        a second takes the place of the first.
+        """
+        with self.lock:
+            if self.phase != RUNNING:
+                return "closed"
+            if self.shields:
+                return "shielded"
+            if self.pending and not again:
+                return "pending"
+            if not self.disturb and self.is_cleaning_up():
+                return "cleaning"
+            frame = _frames().get(self.thread)
+            if frame is None or not HAS_GIL:
+                return "unsafe"
+            at = frame.f_lasti
+            if not landing.is_safe(frame, FLOOR, into_cleanup=self.disturb):
+                return "unsafe"
+            now = _frames()  # the thread may have moved while we thought
+            if self.phase == RUNNING and not self.shields and now[self.thread] is frame and frame.f_lasti == at:
+                self.sent += 1
+                self.pending = True
+                _set_exception(self.thread, _Delivered)  # no check since the phase was read
+                return "sent"
+            return "unsafe"
+
+    def stop(self, layer: str) -> NoReturn:
+        """Raise the cancel here, in the call's own thread, on behalf of `layer`."""
+        self.raised += 1
+        self.raised_by = layer
+        raise RequestCancelled(self.token.reason)
+
+    def frame(self) -> FrameType | None:
+        """Where the thread is now; None outside the window."""
+        return _frames().get(self.thread) if self.phase == RUNNING else None
+
+    def is_cleaning_up(self) -> bool:
+        """Whether an `except` or `finally` of the author is at work on a cancel. Any thread may ask."""
+        error: Any = _exceptions().get(self.thread)
+        if isinstance(error, tuple):  # so in Python 3.11
+            error = error[1]
+        for _ in range(20):  # a longer chain than that is somebody's game
+            if error is None:
+                return False
+            if is_cancel(error):
+                return True
+            error = error.__context__
+        return False
+
+    def leave_to_itself(self) -> None:
+        """Let this call's thread run on: the request that it was started for is over."""
+        self.token = Token()
 
 
-class _Here(threading.local):
-    call: Call | None = None
+FLOOR: CodeType = Call.invoke.__code__  # frames below this one are not the author's
 
 
-_here = _Here()
+class _Delivered(RequestCancelled):
+    """What `send` raises. It is made in the target thread, which is how we know that it arrived."""
+
+    def __init__(self, *args: object) -> None:
+        call = here.call
+        if call is not None:
+            call.pending = False
+            call.raised += 1
+            call.raised_by = "asynchronous"
+            args = args or (call.token.reason,)
+        super().__init__(*args)
 
 
-def checkpoint() -> None:
-    """Stop here if the request is over. Free to call often (0.1 µs); no effect outside a request's thread."""
-    call = _here.call
-    if call is not None and call.token.cancelled:
-        raise RequestCancelled
-
-
-async def unwind(call: Call, out: asyncio.Event) -> None:
-    """Make the thread leave `call`, whose token is cancelled. Returns when `out` is set: it has left."""
-    await out.wait()
+_Delivered.__name__ = _Delivered.__qualname__ = RequestCancelled.__name__

@@ -1,0 +1,53 @@
+"""Where code in a worker's thread finds the call it works for: `checkpoint()` and `shield()`."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .call import Call
+
+# NULL takes an asynchronous exception back. A PYFUNCTYPE call keeps the GIL.
+take_back = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)(
+    ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
+)
+
+
+class _Here(threading.local):
+    call: Call | None = None
+
+
+here = _Here()
+
+
+def checkpoint() -> None:
+    """Stop here if the request is over. Call it between steps; without effect outside a request's thread."""
+    call = here.call
+    if call is not None and call.token.cancelled and not call.shields:
+        call.stop("scope")
+
+
+class shield:
+    """`with shield():` finishes its block first; a cancel that came meanwhile is raised at its end.
+
+    Use it around what must not be left half done: loading weights into a model, writing a file.
+    The caller is answered at once all the same; the place stays taken until the block is through.
+    """
+
+    __slots__ = ("call",)
+
+    def __enter__(self) -> None:
+        call = self.call = here.call
+        if call is not None:
+            call.shields += 1  # from here on nothing is sent,
+            take_back(call.thread, None)  # and what was on its way does not arrive
+            call.pending = False
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        call = self.call
+        if call is not None:
+            call.shields -= 1
+            if call.token.cancelled and not call.shields and error is None:
+                call.stop("scope")

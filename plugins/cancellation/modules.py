@@ -1,0 +1,101 @@
+"""The module boundary: every `nn.Module` call of a cancelled request raises.
+
+`nn.Module.__call__` is replaced once, as soon as torch is there; we never import it ourselves. The
+replacement looks at one set that is empty while nobody is being stopped. It is level-triggered:
+code that catches the cancel and calls the model again gets it again.
+
+`is_compiling()` comes first: torch.compile folds it to True and then never sees, nor guards on,
+the set, so a cancel recompiles nothing. Inside compiled code, in ScriptModules and in classes with
+a `__call__` of their own there is no boundary.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Set
+from types import CodeType, FrameType
+from typing import Any
+
+from .governor import Governor
+from .here import here
+
+# What torch's own `__call__` looks up, 2.6 to 2.13. One that looks up more is called, not repeated.
+PLAIN_BODY = ("_compiled_call_impl", "_call_impl")
+
+
+class Boundary:
+    """Owns the replacement of `nn.Module.__call__`. One per process, as there is one `nn.Module`."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.unwinding: set[object] = set()  # what is being stopped now; mostly empty
+        self.governor: Governor | None = None
+        self._module: Any = None
+        self._original: Any = None
+        self._codes: frozenset[CodeType] = frozenset()
+
+    def look_for_torch(self) -> None:
+        """Replace `nn.Module.__call__` if torch has been imported since we last looked."""
+        if self._original is None and self.wanted and "torch.nn" in sys.modules:
+            self._replace()
+
+    def _replace(self) -> None:
+        torch = sys.modules["torch"]
+        if getattr(torch.__spec__, "_initializing", False):
+            return  # some thread is in the middle of importing it
+        self._module = torch.nn.Module
+        self._original = self._module.__call__
+        self._put(_replacement(self._original, torch.compiler.is_compiling, self.unwinding))
+
+    def _put(self, replacement: Callable[..., Any]) -> None:
+        self._module.__call__ = replacement
+        bodies = (self._original, self._module._call_impl, replacement)
+        self._codes = frozenset(body.__code__ for body in bodies)
+
+    def remove(self) -> None:
+        """Put torch's own `__call__` back."""
+        self.wanted = False
+        if self._original is not None:
+            self._module.__call__ = self._original
+            self._module = self._original = None
+            self._codes = frozenset()
+
+    def is_on_stack(self, frame: FrameType | None, floor: CodeType) -> bool:
+        """Whether the thread is inside a module call, so that the next boundary is near."""
+        while frame is not None and frame.f_code is not floor:
+            if frame.f_code in self._codes:
+                return True
+            frame = frame.f_back
+        return False
+
+
+boundary = Boundary()
+
+
+def _replacement(
+    original: Callable[..., Any], is_compiling: Callable[[], bool], unwinding: Set[object]
+) -> Callable[..., Any]:
+    if getattr(original, "__code__", None) is None or original.__code__.co_names != PLAIN_BODY:
+
+        def through(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not is_compiling() and unwinding:
+                look_up()
+            return original(self, *args, **kwargs)
+
+        return through
+
+    def plain(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_compiling() and unwinding:
+            look_up()
+        if self._compiled_call_impl is not None:
+            return self._compiled_call_impl(*args, **kwargs)
+        return self._call_impl(*args, **kwargs)
+
+    return plain
+
+
+def look_up() -> None:
+    """Somebody is being stopped: raise if it is the call of this thread."""
+    call = here.call
+    if call is not None and call.token.cancelled and not call.shields:
+        call.stop("module")

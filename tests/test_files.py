@@ -52,7 +52,14 @@ class Network:
     def __init__(self) -> None:
         self.connects: list[Any] = []
         self.watching = False
-        sys.addaudithook(self._heard)  # for good: Python has no way to remove one
+        self._installed = False
+
+    def watch(self) -> list[Any]:
+        if not self._installed:
+            sys.addaudithook(self._heard)  # for good: Python has no way to remove one
+        self._installed = self.watching = True
+        self.connects = []
+        return self.connects
 
     def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "socket.connect" and self.watching:
@@ -66,8 +73,7 @@ NETWORK = Network()
 
 @pytest.fixture
 def connects() -> Iterator[list[Any]]:
-    NETWORK.connects, NETWORK.watching = [], True
-    yield NETWORK.connects
+    yield NETWORK.watch()
     NETWORK.watching = False
 
 

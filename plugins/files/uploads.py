@@ -26,7 +26,7 @@ from .headers import decoded, essence_of, parameters
 from .places import class_of, fields_of, holds_files, is_file, members_of
 
 MOST_PARTS = 1000  # of a form; more than any person fills in
-MOST_HEADER_BYTES = 4096  # of one part
+MOST_HEADER_BYTES = 2048  # of one part; a name of 255 characters fits
 FORM, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
 ANY_BYTES = "application/octet-stream"  # what senders say who do not know
 SEQUENCES = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Set)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import enum
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -152,6 +153,7 @@ def request(body: bytes = b"", query: bytes = b"", headers: Any = JSON) -> Reque
 @pytest.mark.parametrize("kind", [Struct, Data, Dict])
 @pytest.mark.parametrize("value", BAD, ids=str)
 def test_every_kind_of_type_gives_the_faults_of_the_pydantic_twin(kind: Any, value: Any) -> None:
+    """Behaviour 9: missing, out of range, wrong type, length, pattern, enum, null, each at its path."""
     body = json.dumps(value).encode()
 
     assert faults(codec(kind).decode, body) == faults(codec(Model).decode, body)
@@ -159,12 +161,82 @@ def test_every_kind_of_type_gives_the_faults_of_the_pydantic_twin(kind: Any, val
 
 @pytest.mark.parametrize("value", ["true", '"1"', "1.0"])
 def test_msgspec_types_are_strict_about_integers(value: str) -> None:
+    """Behaviour 11."""
     found = faults(codec(Struct).decode, b'{"prompt":"a","max_tokens":%s}' % value.encode())
 
     assert found[0]["type"] == "int_type"
 
 
+def test_an_unknown_field_is_refused_where_the_type_is_closed_and_ignored_elsewhere() -> None:
+    """Behaviour 9."""
+
+    class Closed(msgspec.Struct, forbid_unknown_fields=True):
+        inner: Inner
+        more: list[Inner] = []
+
+    assert codec(Inner).decode(b'{"x":1,"y":2}') == Inner(1)
+    assert [(f["type"], f["loc"]) for f in faults(codec(Closed).decode, b'{"inner":{"x":"z","y":1},"":0}')] == [
+        ("int_parsing", ["inner", "x"]),
+        ("extra_forbidden", [""]),
+    ]
+
+
+def test_a_text_that_holds_a_url_arrives_as_it_is() -> None:
+    """Behaviour 10: only File types are fetched."""
+
+    def method(self: Any, link: str) -> None: ...
+    def model(self: Any, input: Picture) -> None: ...
+
+    url = "http://127.0.0.1:1/never-asked?a=b#c"
+    assert binder(method)(request(json.dumps({"link": url}).encode())) == {"link": url}
+    assert binder(model)(request(json.dumps({"url": url}).encode())) == {"input": Picture(url)}
+
+
+@pytest.mark.parametrize("type_", [Picture, ModelInner, list[Inner], dict], ids=str)
+def test_a_broken_body_is_refused_with_a_reason_whatever_is_expected(type_: Any) -> None:
+    """Behaviour 12."""
+
+    def whole(self: Any, input: Any) -> None: ...
+    def two(self: Any, input: Any, other: Picture) -> None: ...
+    def scalar(self: Any, prompt: str) -> None: ...
+
+    whole.__annotations__["input"] = two.__annotations__["input"] = Annotated[type_, Meta(description="")]
+    deep = b"[" * 10_000 + b"]" * 10_000
+    broken = [
+        b"{", b'{"url":}', b"\xff\xfe", b'{"url":"\xff"}', b"\x00", b'{"n":NaN}', b'{"n":-Infinity}', b'{"n":1e999}',
+        b'{"n":1,"n":2}', deep, b'{"a":' * 10_000 + b"1" + b"}" * 10_000, b'{"x":1,"y":%s}' % deep, b"9" * 5000,
+        b'{"n":01}', b"{'n':1}", b"tru", b'"\n"',
+    ]  # fmt: skip
+    for method in (whole, two, scalar):
+        for body in broken:
+            (fault,) = faults(binder(method), request(body))
+            assert (fault["type"], fault["loc"][0], fault["msg"]) == ("json_invalid", "body", "JSON decode error")
+            assert fault["ctx"]["error"]
+
+
+@pytest.mark.parametrize("content_type", [b"text/plain", b"multipart/form-data; boundary=x", b"", b"nonsense", None])
+def test_a_body_of_a_wrong_content_type_is_refused_at_the_body(content_type: bytes | None) -> None:
+    """Behaviour 12."""
+
+    def whole(self: Any, input: Picture) -> None: ...
+    def two(self: Any, a: Picture, b: Picture) -> None: ...
+
+    headers = [(b"content-type", content_type)] if content_type is not None else []
+    asked = request(b'{"url":"x","a":{"url":"x"},"b":{"url":"x"}}', headers=headers)
+    assert [f["loc"] for f in faults(binder(whole), asked)] == [["body"]]
+    assert [f["loc"] for f in faults(binder(two), asked)] == [["body", "a"], ["body", "b"]]
+
+
+def test_a_huge_number_is_an_integer_where_it_may_be_one_and_echoed_where_not() -> None:
+    """Behaviour 12."""
+    huge = 10**30
+
+    assert codec(Inner).decode(b'{"x":%d}' % huge).x == huge
+    assert faults(codec(Picture).decode, b'{"url":%d}' % huge)[0]["input"] == huge
+
+
 def test_an_int_is_a_good_float() -> None:
+    """Behaviour 11."""
     assert codec(Struct).decode(b'{"prompt":"a","scale":1}').scale == 1.0
 
 
@@ -370,6 +442,7 @@ def test_an_output_is_validated_and_its_wrong_field_is_named(kind: Any) -> None:
 
 
 def test_numbers_of_numpy_and_torch_keep_their_shape() -> None:
+    """Behaviour 16."""
     value = {
         "scalar": np.float32(1.5), "array": np.ones((1, 2)), "one": torch.tensor(2), "many": torch.tensor([[1, 2]]),
         "nan": float("nan"), "none": None, "raw": b"ab", "set": {1}, "model": ModelInner(x=1), "color": Color.RED,
@@ -381,9 +454,66 @@ def test_numbers_of_numpy_and_torch_keep_their_shape() -> None:
     }  # fmt: skip
 
 
-def test_what_has_no_form_in_json_is_named_by_its_path() -> None:
-    with pytest.raises(InvalidOutput, match=r"response\.a\.1: a object has no form in JSON"):
-        codec(Any).encode({"a": [1, object()]})
+@pytest.mark.parametrize(
+    ("type_", "value", "text"),
+    [
+        (float, np.float32(1.5), "1.5"),
+        (float, torch.tensor(1.5), "1.5"),
+        (int, torch.tensor(3), "3"),
+        (bool, np.bool_(True), "true"),
+        (str, np.str_("a"), '"a"'),
+        (list[float], np.ones(2), "[1.0,1.0]"),
+        (list[list[int]], torch.ones(1, 2, dtype=torch.int), "[[1,1]]"),
+        (dict[str, float | None], {"a": np.float32("nan"), "b": None}, '{"a":null,"b":null}'),
+        (Color, Color.RED, '"red"'),
+        (Inner | None, None, "null"),
+        (datetime.datetime, datetime.datetime(2024, 1, 31, 12, tzinfo=datetime.UTC), '"2024-01-31T12:00:00Z"'),
+        (Any, {"a": [{"b": (None, {1: {2}})}]}, '{"a":[{"b":[null,{"1":[2]}]}]}'),
+        (Any, [datetime.date(2024, 1, 31), datetime.timedelta(hours=1)], '["2024-01-31","PT3600S"]'),
+        (Any, np.datetime64("2024-01-31T12:00:00.123456789"), '"2024-01-31T12:00:00.123456"'),
+        (Any, np.array(["2024-01-31", "NaT"], dtype="M8[ns]"), '["2024-01-31T00:00:00",null]'),
+        (Any, np.longdouble(1.5), "1.5"),
+        (Any, torch.tensor([[1.5]], dtype=torch.bfloat16), "[[1.5]]"),
+        (Any, 2**70, str(2**70)),
+    ],
+    ids=str,
+)
+def test_an_output_keeps_its_shape_and_type(type_: Any, value: Any, text: str) -> None:
+    """Behaviour 16."""
+    assert codec(type_).encode(value).decode() == text
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"a": [1, object()]}, r"response\.a\.1: object has no form in JSON"),
+        ({"a": {(1, 2): 3}}, r"response\.a\.\(1, 2\): tuple cannot be a key in JSON"),
+        ({"a": np.array([1j])}, r"response\.a: complex has no form in JSON"),
+        ({"a": "\ud800"}, r"response\.a: .*surrogates"),
+        ({"a": (i for i in [1])}, r"response\.a: generator has no form in JSON"),
+        ({"a": np.zeros(2_000_000)}, r"response\.a: an array of shape \(2000000,\) is too large for JSON; return a File"),
+        (Inner(object()), r"response\.x: object has no form in JSON"),  # type: ignore[arg-type]
+    ],
+    ids=str,
+)
+def test_what_has_no_form_in_json_is_named_by_its_path(value: Any, said: str) -> None:
+    """Behaviour 16."""
+    with pytest.raises(InvalidOutput, match=said):
+        codec(Any).encode(value)
+
+
+def test_an_output_that_holds_itself_is_refused() -> None:
+    value: list[Any] = []
+    value.append(value)
+
+    with pytest.raises(InvalidOutput, match="nested too deeply, or holds itself"):
+        codec(Any).encode(value)
+
+
+def test_a_tensor_of_one_element_in_a_list_is_no_plain_number() -> None:
+    """Behaviour 16: the shape is kept, so a declared float is not met."""
+    with pytest.raises(InvalidOutput, match="response: Input should be a valid number"):
+        codec(float).encode(torch.tensor([1.5]))
 
 
 def test_a_type_that_nobody_knows_has_no_codec() -> None:

@@ -40,11 +40,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Meta
 from pydantic import Field
+from runner.plugins.cancellation import Token
 from runner.plugins.types import bind, describe, type_codec
 from runner.plugins.types.faults import FALSE, TRUE
 from runner.plugins.types.moments import explain
 from runner.schemas.endpoint import Mark
-from runner.schemas.problems import InvalidInput
+from runner.schemas.problems import ConfigError, InvalidInput
 from runner.schemas.request import Request
 
 fastapi = pytest.importorskip("fastapi")
@@ -427,7 +428,7 @@ def path_of(method: Any) -> str:
 
 
 def ours(method: Any, *, body: bytes = b"", query: bytes = b"", headers: Any = (JSON,), part: str = "z") -> Any:
-    asked = Request("r", scope={"headers": headers, "query_string": query}, body=body)
+    asked = Request("r", scope={"type": "http", "headers": headers, "query_string": query}, body=body)
     asked.path_parameters = {"part": part, "x": part} if "{" in path_of(method) else {}
     try:
         return bind(describe(method, Mark(path=path_of(method)), owner="App"), codec_of)(asked)
@@ -467,3 +468,66 @@ def theirs(method: Any, *, body: bytes = b"", query: bytes = b"", headers: Any =
     }  # fmt: skip
     anyio.run(app, scope, receive, send)
     return reached[0] if reached else json.loads(b"".join(m.get("body", b"") for m in sent))["detail"]
+
+
+# what FastAPI injects
+
+
+async def test_an_injected_request_has_the_body_and_all_that_was_asked() -> None:
+    def method(self: Any, body: One, http: fastapi.Request, x: int = 0) -> None: ...
+
+    arguments = ours(method, body=b'{"x":1}', query=b"x=5", **headers((b"x-mine", b"yes")))
+    http = arguments["http"]
+
+    assert (arguments["body"].x, arguments["x"]) == (1, 5)
+    assert (http.headers["x-mine"], http.query_params["x"]) == ("yes", "5")
+    assert (await http.json(), await http.body()) == ({"x": 1}, b'{"x":1}')
+    assert b"".join([part async for part in http.stream()]) == b'{"x":1}'
+
+
+async def test_an_injected_request_tells_when_it_is_over_and_not_before() -> None:
+    token = Token()
+
+    def method(self: Any, http: fastapi.Request) -> None: ...
+
+    asked = Request("r", scope={"type": "http", "headers": [JSON]}, body=b"{}", token=token)
+    http = bind(describe(method, Mark(path="/"), owner="App"), codec_of)(asked)["http"]
+    assert not await http.is_disconnected()
+    with anyio.fail_after(1):
+        async with anyio.create_task_group() as group:
+            group.start_soon(http.receive)
+            await anyio.wait_all_tasks_blocked()
+            token.cancel("client_disconnected")
+
+    assert await http.is_disconnected()
+    assert await http.receive() == {"type": "http.disconnect"}
+    assert await http.body() == b"{}"
+
+
+def test_an_injected_response_and_background_tasks_are_empty_and_new_each_time() -> None:
+    def method(self: Any, reply: fastapi.Response, tasks: fastapi.BackgroundTasks) -> None: ...
+
+    first, second = ours(method), ours(method)
+    first["reply"].headers["x-mine"] = "1"
+    first["tasks"].add_task(print)
+
+    assert "x-mine" not in second["reply"].headers
+    assert "content-length" not in first["reply"].headers
+    assert first["reply"].status_code is None
+    assert (len(first["tasks"].tasks), second["tasks"].tasks) == (1, [])
+
+
+def test_a_class_made_from_starlettes_request_is_injected_too() -> None:
+    class Signed(fastapi.Request):
+        pass
+
+    def method(self: Any, http: Signed) -> None: ...
+
+    assert type(ours(method)["http"]) is Signed
+
+
+def test_a_dependency_is_refused_with_a_way_out() -> None:
+    def method(self: Any, user: Annotated[str, fastapi.Depends(str)]) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"App\.method: user uses Depends, .* compute it in the method"):
+        describe(method, Mark(path="/"), owner="App")

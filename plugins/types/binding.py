@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import anyio
+
 from ...schemas.codec import Codec
 from ...schemas.endpoint import Endpoint, Parameter
 from ...schemas.foreign import is_starlette
@@ -250,16 +252,24 @@ def _foreign(type_: type) -> Callable[[_Reading], Any]:
         return make
 
     def request_of(reading: _Reading) -> Any:
-        replayed = False
+        token = reading.request.token
 
         async def receive() -> dict[str, Any]:
-            nonlocal replayed
-            if replayed:
-                return {"type": "http.disconnect"}
-            replayed = True
-            return {"type": "http.request", "body": reading.request.body, "more_body": False}
+            """The body was read; what may still come is the news that the request is over."""
+            if not token.cancelled:
+                over = anyio.Event()
+                token.on_cancel(over.set)
+                try:
+                    await over.wait()
+                finally:
+                    token.forget(over.set)
+            return {"type": "http.disconnect"}
 
         scope = {**reading.request.scope, "path_params": dict(reading.request.path_parameters)}
-        return type_(scope, receive) if is_starlette(type_, "Request") else type_(scope)
+        if not is_starlette(type_, "Request"):
+            return type_(scope)
+        made = type_(scope, receive)
+        made._body = reading.request.body  # where Starlette itself keeps a body that was read
+        return made
 
     return request_of

@@ -172,7 +172,7 @@ def to_json(value: Any) -> Any:
         home = base.__module__.partition(".")[0]
         if home == "numpy" and base.__name__ in ("ndarray", "generic"):
             _check_size(value.size, value)
-            return value.item() if base.__name__ == "generic" else value.tolist()
+            return _of_numpy(value)
         if home == "torch" and base.__name__ in ("Tensor", "TensorBase"):
             _check_size(value.numel(), value)
             return value.detach().tolist()
@@ -186,7 +186,16 @@ def to_json(value: Any) -> Any:
         return value
     if isinstance(value, typing.Collection) or type(value).__name__ in ("dict_keys", "dict_values"):
         return list(value)
-    raise TypeError(f"a {type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def _of_numpy(value: Any) -> Any:
+    kind, size = value.dtype.kind, value.dtype.itemsize
+    if kind in "mM":  # finer than a microsecond, numpy would make plain integers of them
+        value = value.astype(value.dtype.name.partition("[")[0] + "[us]")
+    elif (kind, size > 8) == ("f", True) or (kind, size > 16) == ("c", True):
+        value = value.astype("float64" if kind == "f" else "complex128")  # Python has none longer
+    return value.tolist()
 
 
 def from_json(type_: Any, value: Any) -> Any:
@@ -283,6 +292,9 @@ def _culprit(value: Any, path: str, depth: int) -> tuple[str, str] | None:
         parts = [(name, getattr(value, name)) for name in value.__struct_fields__]
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    for key in value if isinstance(value, Mapping) else ():
+        if not _may_be_key(key):
+            return f"{path}.{key}", f"{type(key).__name__} cannot be a key in JSON"
     for key, part in parts:
         if (found := _culprit(part, f"{path}.{key}", depth + 1)) is not None:
             return found
@@ -291,6 +303,14 @@ def _culprit(value: Any, path: str, depth: int) -> tuple[str, str] | None:
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         return path, str(error)
     return None
+
+
+def _may_be_key(key: Any) -> bool:
+    try:
+        msgspec.json.encode({key: None}, enc_hook=to_json)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _check_size(size: int, value: Any) -> None:

@@ -48,6 +48,7 @@ from runner.plugins.lanes import Lane
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
 from runner.plugins.registry import ask, list_plugins, load_plugins
 from runner.plugins.replying import AddHeaders, Reply
+from runner.plugins.stopping import Running, cancel_path
 from runner.plugins.types import Header, bind, describe
 from runner.schemas.app import AppSpec, derive_alias, read_options
 from runner.schemas.asgi import Receive, Scope, Send
@@ -69,7 +70,7 @@ from runner.schemas.problems import (
 from runner.schemas.request import Request, current_request, enter_request
 from runner.schemas.response import Response, json_response
 from runner.schemas.routes import Routes
-from runner.schemas.service import Route
+from runner.schemas.service import Answer, Route
 from runner.schemas.settings import Settings, read_settings
 
 __all__ = [
@@ -267,31 +268,23 @@ def describe_app(target: type[App]) -> AppSpec:
 # --- assembly ----------------------------------------------------------------------------------
 
 
-class Answer(typing.NamedTuple):
-    """What answers one method on one path: an endpoint of the app, or a path of a plugin."""
-
-    answer: Callable[[Request], Response | Awaitable[Response]]
-    endpoint: Endpoint | None = None
-
-
 def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) -> Service:
     """Put every question to every plugin now, so that no request has to."""
     service = Service(app, settings, plugins)
+    cancels = {cancel_path(endpoint.path): endpoint.path for endpoint in service.endpoints if not endpoint.mark.is_websocket}
     for endpoint in service.endpoints:
         if endpoint.mark.is_websocket:
             check_socket(endpoint, of=app.name)
             continue
-        method = getattr(service.instance, endpoint.name)
-        try:
-            read = bind(endpoint, service.codec)
-            call = make_call(endpoint, method, service.codec(endpoint.output), service.lane, endpoint.timeout or app.options.request_timeout)
-        except ConfigError as error:
-            raise ConfigError(f"{app.name}.{endpoint.name}: {error}") from error
-        for wrap in reversed(ask(plugins, "wrap_bind", endpoint=endpoint, service=service)):
-            read = wrap(read)
-        for wrap in reversed(ask(plugins, "wrap_call", endpoint=endpoint, service=service)):
-            call = wrap(call)
-        service.routes.add("POST", endpoint.path, Answer(service.guarded(read, call), endpoint))
+        cancelled = cancels.get(endpoint.path)
+        answer = service.answer_of(endpoint, aside=cancelled is not None or endpoint.mark.health_check is not None)
+        if cancelled is None:
+            service.routes.add("POST", endpoint.path, Answer(answer, endpoint))
+        else:
+            service.running_now.handlers[cancelled] = Answer(answer)
+            service.routes.add("POST", endpoint.path, Answer(service.running_now.after(answer)))
+    for path in cancels:
+        service.routes.add("POST", path, Answer(service.running_now.by_id))
     for routes in reversed(ask(plugins, "register_routes", service=service)):
         for route in routes:
             service.routes.add(route.method, route.path, Answer(route.answer))
@@ -318,6 +311,7 @@ def check_socket(endpoint: Endpoint, *, of: str) -> None:
 
 GRACE_FOR_WORK = 0.8  # of the grace period; the rest is for cancelled work and teardown
 LONGEST_REQUEST_ID = 200
+ASIDE_PLACES = 8  # for cancel endpoints and health checks; threads are made when first needed
 
 
 class Service:
@@ -336,15 +330,15 @@ class Service:
         self.health = Health()
         self.instance = app.make()
         self.lane = Lane(app.options.max_multiplexing, settings.max_queued_requests)
+        self.aside = Lane(ASIDE_PLACES, settings.max_queued_requests, name="aside")
+        self.running_now = Running(app.options.cancel_grace_seconds)
         self.routes: Routes[Answer] = Routes()
         self.endpoints: tuple[Endpoint, ...] = tuple(
             describe(getattr(self.instance, name), mark, owner=type(self.instance)) for name, mark in app.marks.items()
         )
         self.threads_are_out = True  # False once a thread of the lane outlived the shutdown
         self._codecs: dict[Any, Codec] = {}
-        self._active: set[Request] = set()
         self._watching: set[asyncio.Task[None]] = set()
-        self._all_answered: anyio.Event | None = None  # made while draining
 
     @property
     def lanes(self) -> Mapping[str, int]:
@@ -367,8 +361,22 @@ class Service:
             raise ConfigError(f"values of {type!r} cannot cross the wire; use a msgspec.Struct, a pydantic model, a dataclass or a builtin")
         return codec
 
-    def guarded(self, read: Callable[[Request], dict[str, Any]], call: Callable[[Request, dict[str, Any]], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """An endpoint as the routes hold it: its arguments are read only while the app takes requests."""
+    def answer_of(self, endpoint: Endpoint, *, aside: bool) -> Callable[[Request], Awaitable[Response]]:
+        """What answers `endpoint`, frozen: its arguments are read and its call, wrapped by plugins, is made.
+
+        With `aside` it runs beside the app's places, as what looks after other requests must.
+        """
+        timeout = endpoint.timeout or self.app.options.request_timeout
+        lane = self.aside if aside else self.lane
+        try:
+            read = bind(endpoint, self.codec)
+            call = make_call(endpoint, getattr(self.instance, endpoint.name), self.codec(endpoint.output), lane, timeout)
+        except ConfigError as error:
+            raise ConfigError(f"{self.app.name}.{endpoint.name}: {error}") from error
+        for wrap_bind in reversed(ask(self.plugins, "wrap_bind", endpoint=endpoint, service=self)):
+            read = wrap_bind(read)
+        for wrap_call in reversed(ask(self.plugins, "wrap_call", endpoint=endpoint, service=self)):
+            call = wrap_call(call)
 
         async def answer(request: Request) -> Response:
             if not self.health.takes_requests:
@@ -403,7 +411,7 @@ class Service:
         request = Request(_request_id(scope), scope=scope, path=path, token=token)
         enter_request(request)
         reply = Reply(request, send, self.added_headers)
-        self._active.add(request)
+        self.running_now.add(request)
         try:
             with anyio.CancelScope() as cancel_scope:
                 token.on_cancel(cancel_scope.cancel)
@@ -411,9 +419,7 @@ class Service:
             if token.cancelled and token.reason != "client_disconnected":
                 await reply.cut_short(stopped_problem(token.reason or ""))
         finally:
-            self._active.discard(request)
-            if self._all_answered is not None and not self._active:
-                self._all_answered.set()
+            self.running_now.ended(request)
             self._tell_observers(request, reply, began)
 
     async def _answer(self, request: Request, receive: Receive, reply: Reply) -> None:
@@ -426,8 +432,10 @@ class Service:
                 reply.endpoint = found.endpoint
                 if request.method not in ("GET", "HEAD"):
                     request.body = await read_body(receive, request.scope["headers"], self.settings.max_body_bytes)
-                if found.endpoint is not None and found.endpoint.on_disconnect == "cancel":
-                    watch = self._watch(request, receive)
+                if found.endpoint is not None:
+                    self.running_now.begins(request, found.endpoint)
+                    if found.endpoint.on_disconnect == "cancel":
+                        watch = self._watch(request, receive)
                 answered = found.answer(request)
                 response = answered if isinstance(answered, Response) else await answered
             await reply.send(response)
@@ -447,7 +455,7 @@ class Service:
         async def until_hangup() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            request.token.cancel("client_disconnected")
+            self.running_now.stop(request, "client_disconnected")
 
         return asyncio.get_running_loop().create_task(until_hangup()).cancel
 
@@ -506,6 +514,7 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Set the app up beside whatever runs inside; tear it down at the end."""
         self.lane.open()
+        self.aside.open()
         async with AsyncExitStack() as contexts:
             for context in ask(self.plugins, "lifespan", service=self):
                 await contexts.enter_async_context(context)
@@ -548,7 +557,7 @@ class Service:
                     log.error("teardown.failed", reason=f"it took longer than {seconds:g} s, what was left of the grace period")
             except BaseException as error:
                 log.error("teardown.failed", exc_info=error)
-        self.threads_are_out = await self.lane.close(seconds)
+        self.threads_are_out = await self.lane.close(seconds) and await self.aside.close(seconds)
 
     async def _in_lane(self, function: Callable[[], Any]) -> None:
         """Call a hook of the app where its endpoints of that kind run: the model meets one thread."""
@@ -561,16 +570,14 @@ class Service:
         """Take no more requests, let those that run finish within the grace period, then cancel them."""
         seconds = self.app.options.termination_grace_period_seconds
         self.health.become(State.DRAINING)
-        self._all_answered = anyio.Event()
-        if self._active:
-            with anyio.move_on_after(seconds * GRACE_FOR_WORK):
-                await self._all_answered.wait()
-        if self._active:
-            log.warning("drain.cancelling", requests=len(self._active))
-            for request in list(self._active):
+        with anyio.move_on_after(seconds * GRACE_FOR_WORK):
+            await self.running_now.none_left()
+        if len(self.running_now):
+            log.warning("drain.cancelling", requests=len(self.running_now))
+            for request in self.running_now:
                 request.token.cancel("draining")
             with anyio.move_on_after(max(0.2, seconds * (1 - GRACE_FOR_WORK) / 2)):
-                await self._all_answered.wait()
+                await self.running_now.none_left()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """The same under another ASGI server: requests are taken as soon as setup is through."""

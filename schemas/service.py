@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -26,6 +26,13 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
 
     prefix: str  # "/run/local/my-app"
     host: str = ""  # without port; "" for every host
+
+
+class Answer(NamedTuple):
+    """What answers one method on one path: an endpoint of the app, or a path of a plugin."""
+
+    answer: Callable[[Request], Response | Awaitable[Response]]
+    endpoint: Endpoint | None = None
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

@@ -295,9 +295,8 @@ class Places(runner.App):
 
 def test_check_12_one_place_serves_200_callers_one_by_one_and_loses_none(tmp_path: Path) -> None:
     """Behaviour 49."""
-    with serving(written(tmp_path, PLACES.format(places=1))) as runner:
-        with ThreadPoolExecutor(200) as callers:
-            answers = list(callers.map(lambda _: runner.post("/"), range(200)))
+    with serving(written(tmp_path, PLACES.format(places=1))) as runner, ThreadPoolExecutor(200) as callers:
+        answers = list(callers.map(lambda _: runner.post("/"), range(200)))
 
     assert [answer.status_code for answer in answers] == [200] * 200
     assert {answer.json() for answer in answers} == {1}

@@ -61,7 +61,7 @@ class Contract(fal.App, name="contract"):
     def setup(self):
         self.state_in_setup = os.environ["FAL_RUNNER_STATE"]
         self.meeting = threading.Barrier(2)
-        self.async_meeting = asyncio.Event()
+        self.first_in, self.second_in = asyncio.Event(), asyncio.Event()
 
     def provide_hints(self):
         return ["a", "b", "日本"]
@@ -119,12 +119,9 @@ class Contract(fal.App, name="contract"):
     @fal.endpoint("/meet-async")
     async def meet_async(self) -> list:
         before = self.current_request.request_id
-        if self.async_meeting.is_set():
-            self.async_meeting.clear()
-        else:
-            self.async_meeting.set()
-            while self.async_meeting.is_set():
-                await asyncio.sleep(0)
+        mine, other = (self.second_in, self.first_in) if self.first_in.is_set() else (self.first_in, self.second_in)
+        mine.set()
+        await other.wait()
         return [before, self.current_request.request_id]
 
     @fal.endpoint("/state")

@@ -288,6 +288,7 @@ class File:
             return cls(value) if isinstance(value, str) else cls(**rest(value))
 
         return {
+            "ref": f"{cls.__module__}.{cls.__qualname__}:{id(cls)}",  # a component of its own in schemas
             "type": "function-wrap",
             "function": no_info(parse),
             "schema": {"type": "typed-dict", "fields": fields},

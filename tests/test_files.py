@@ -435,7 +435,7 @@ def test_an_upload_shows_itself_as_a_data_uri_and_an_output_has_the_fields_of_fa
 
 def test_the_schema_names_the_widget() -> None:
     for kind, widget in ((Audio, "audio"), (Video, "video"), (Image, "image")):
-        assert type_codec(kind).schema(output=False)[0]["ui"] == {"field": widget}  # type: ignore[union-attr]
+        assert type_codec(kind).schema(output=False)[1][kind.__name__]["ui"] == {"field": widget}  # type: ignore[union-attr]
         assert pydantic.TypeAdapter(kind).json_schema()["ui"] == {"field": widget}
 
 

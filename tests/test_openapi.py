@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import msgspec
 import pluggy
@@ -13,11 +13,14 @@ import pydantic
 import pytest
 from openapi_spec_validator import validate
 from runner.plugins import hookspecs, openapi
+from runner.plugins.fal import models, toolkit
 from runner.plugins.types import Header, describe, type_codec
 from runner.schemas.endpoint import Endpoint, Mark
 from runner.schemas.request import Request
 from runner.schemas.response import Response
 from runner.schemas.service import ServiceView
+
+import runner
 
 
 class Color(enum.Enum):
@@ -188,7 +191,79 @@ def test_msgspec_and_pydantic_twins_have_one_document() -> None:
     assert openapi.document(service_with(*endpoints, instance=Painter())) == PAINTER
 
 
+def test_making_the_document_twice_gives_the_same() -> None:
+    """Contract 3.1, checklist 24: no path and no property is listed twice."""
+    assert openapi.document(service_of(Painter, MARKS)) == PAINTER
+    assert len(set(PAINTER["x-fal-order-paths"])) == len(PAINTER["x-fal-order-paths"])
+
+
+def test_a_file_is_a_component_with_its_widget_in_both_kinds_of_model() -> None:
+    """Contract 3.2, checklist 26: Image, Video and Audio name theirs, a plain File none."""
+
+    class Study(pydantic.BaseModel):
+        picture: runner.Image
+        sketches: list[runner.Image] = []
+        sound: runner.Audio | None = None
+        rest: runner.File | None = None
+
+    def paint(self: Any, study: Study) -> runner.Image:
+        raise NotImplementedError
+
+    def twin(self: Any, study: StudyStruct) -> runner.Image:
+        raise NotImplementedError
+
+    twin.__name__ = "paint"
+    Study.model_rebuild(_types_namespace={"runner": runner})
+    found = document_of(paint)
+
+    assert document_of(twin) == found
+    schemas = found["components"]["schemas"]
+    assert schemas["Image"]["ui"] == {"field": "image"}
+    assert schemas["Audio"]["ui"] == {"field": "audio"}
+    assert "ui" not in schemas["File"]
+    assert schemas["Image"]["x-fal-order-properties"][:2] == ["url", "content_type"]
+    assert schemas["Study"]["properties"]["picture"] == reference("Image")
+    assert json_answer(found["paths"]["/paint"]["post"]) == reference("Image")
+    validate(found)
+
+
+def test_hidden_and_media_fields_reach_the_document() -> None:
+    """Contract 3.2, checklist 26."""
+
+    class Options(models.FalBaseModel):
+        FIELD_ORDERS: ClassVar = ["image_url"]
+        debug: bool = models.Hidden(models.Field(default=False))
+        image_url: str = models.ImageField()
+        size: models.ImageSizeInput | None = models.ImageSizeField(
+            default=None, constraints=toolkit.ImageSizeConstraints(max_width=2048), ui={"important": True}
+        )
+
+    def paint(self: Any, options: Options) -> None:
+        raise NotImplementedError
+
+    shown = document_of(paint)["components"]["schemas"]["Options"]
+
+    assert shown["x-fal-order-properties"] == ["image_url", "debug", "size"]
+    assert shown["properties"]["debug"]["ui"] == {"hidden": True}
+    assert shown["properties"]["image_url"]["ui"] == {"field": "image"}
+    assert shown["properties"]["size"]["x-fal"] == {"max_width": 2048}
+    assert shown["properties"]["size"]["ui"] == {"important": True}
+
+
+def test_what_an_author_adds_to_a_struct_field_stands_in_its_schema() -> None:
+    """Contract 3.2: `ui` and examples, copied as they are."""
+
+    def write(self: Any, input: Noted) -> None:
+        raise NotImplementedError
+
+    shown = document_of(write)["components"]["schemas"]["Noted"]["properties"]["model_name"]
+
+    assert shown["ui"] == {"field": "presets", "important": True}
+    assert (shown["examples"], shown["description"]) == (["small"], "Which one.")
+
+
 def test_an_operation_is_called_as_fastapi_calls_it() -> None:
+    """Contract 3.1."""
     operation = PAINTER["paths"]["/mix/{shade}"]["post"]
 
     assert operation["operationId"] == "mix_mix__shade__post"
@@ -242,6 +317,7 @@ def test_plain_arguments_are_parameters_of_path_query_and_header() -> None:
 
 
 def test_bad_input_is_described_where_there_is_input() -> None:
+    """Contract 3.1."""
     schema = PAINTER["paths"]["/"]["post"]["responses"]["422"]["content"]["application/json"]["schema"]
 
     assert schema == reference("HTTPValidationError")
@@ -256,6 +332,7 @@ def test_a_stream_answers_with_events_of_its_item() -> None:
 
 
 def test_paths_are_ordered_http_then_health_then_websockets() -> None:
+    """Contract 3.1, checklist 24."""
     expected = [
         "/", "/clean", "/mix/{shade}", "/repaint", "/strokes", "/health",
         "/a/realtime", "/a/talk", "/a/any", "/a/raw",
@@ -280,6 +357,7 @@ def test_an_apps_own_post_health_stands_beside_the_built_in_one() -> None:
 
 
 def test_properties_keep_their_order_in_a_list_of_their_own() -> None:
+    """Contract 3.1, checklist 24."""
     schemas = PAINTER["components"]["schemas"]
 
     assert schemas["Input"]["x-fal-order-properties"] == ["prompt", "size", "seed", "color", "mode"]
@@ -288,6 +366,7 @@ def test_properties_keep_their_order_in_a_list_of_their_own() -> None:
 
 
 def test_properties_within_all_of_are_ordered_too() -> None:
+    """Contract 3.1, checklist 24."""
     components = openapi.Components()
     part: dict[str, Any] = {"properties": {"b": {}, "a": {}}}
 
@@ -299,6 +378,7 @@ def test_properties_within_all_of_are_ordered_too() -> None:
 
 
 def test_a_realtime_path_says_what_it_speaks() -> None:
+    """Contract 3.1, checklist 25."""
     assert PAINTER["paths"]["/a/realtime"]["x-fal-protocol"] == {
         "type": "realtime",
         "operationId": "step",
@@ -311,6 +391,7 @@ def test_a_realtime_path_says_what_it_speaks() -> None:
 
 
 def test_a_typed_realtime_path_is_mirrored_as_a_post() -> None:
+    """Contract 3.1, checklist 25."""
     for path in ("/a/realtime", "/a/talk"):
         mirror = PAINTER["paths"][path]["post"]
 
@@ -331,6 +412,7 @@ def test_a_realtime_path_without_output_type_mirrors_an_empty_answer() -> None:
 
 
 def test_an_untyped_or_raw_websocket_has_no_mirror() -> None:
+    """Contract 3.1, checklist 25."""
     assert list(PAINTER["paths"]["/a/any"]) == ["x-fal-protocol"]
     assert PAINTER["paths"]["/a/raw"] == {
         "x-fal-protocol": {
@@ -447,6 +529,7 @@ def test_the_plugin_answers_a_known_hook() -> None:
 
 
 def test_the_document_is_made_once_and_asked_for_by_its_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checklist 24: a second fetch is the first one again."""
     made = iter([{"openapi": "3.1.0"}])
     monkeypatch.setattr(openapi, "document", lambda service: next(made))  # a second call would raise
     (route,) = openapi.register_routes(service_with())
@@ -465,6 +548,27 @@ def test_the_document_is_made_once_and_asked_for_by_its_tag(monkeypatch: pytest.
 def answered(answer: Any) -> Response:
     assert isinstance(answer, Response)
     return answer
+
+
+class StudyStruct(msgspec.Struct):
+    picture: runner.Image
+    sketches: list[runner.Image] = []
+    sound: runner.Audio | None = None
+    rest: runner.File | None = None
+
+
+StudyStruct.__name__ = "Study"
+
+
+class Noted(msgspec.Struct):
+    model_name: Annotated[
+        str,
+        msgspec.Meta(
+            description="Which one.",
+            examples=["small"],
+            extra_json_schema={"ui": {"field": "presets", "important": True}},
+        ),
+    ]
 
 
 class Tree(msgspec.Struct):

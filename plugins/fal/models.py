@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
-from .toolkit import ImageSizeConstraints, to_xfal
+from .toolkit import ImageSizeConstraints, VideoNormalizationConfig, VideoValidationConfig, to_xfal
 
 IS_PYDANTIC_V2 = True
 HIDDEN = "runner.fal.hidden"
@@ -92,22 +92,61 @@ def ImageSizeField(
     **options: Any,
 ) -> Any:
     """A Field for an `image_size`: its limits stand under `x-fal` in the schema, `ui` beside them."""
-    shown: dict[str, Any] = {}
-    if constraints is not None and (limits := to_xfal(constraints)):
-        shown["x-fal"] = limits
+    return _field(arguments, options, _shown(constraints), ui or {})
+
+
+def FileField(*arguments: Any, ui: dict[str, Any] | None = None, **options: Any) -> Any:
+    """A Field that the playground fills with a file; also for a `str` that holds a URL."""
+    return _field(arguments, options, {}, ui or {}, widget="file")
+
+
+def ImageField(*arguments: Any, ui: dict[str, Any] | None = None, **options: Any) -> Any:
+    """The same for a picture."""
+    return _field(arguments, options, {}, ui or {}, widget="image")
+
+
+def AudioField(*arguments: Any, ui: dict[str, Any] | None = None, **options: Any) -> Any:
+    """The same for sound."""
+    return _field(arguments, options, {}, ui or {}, widget="audio")
+
+
+def VideoField(
+    *arguments: Any,
+    constraints: VideoValidationConfig | None = None,
+    combined_constraints: VideoValidationConfig | None = None,
+    normalization: VideoNormalizationConfig | None = None,
+    ui: dict[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """The same for a film. The limits of each, of all together and of what is made of them stand under `x-fal`."""
+    shown = _shown(constraints)
+    for name, limits in (("combined", combined_constraints), ("normalization", normalization)):
+        if found := _shown(limits):
+            shown[name] = found
+    return _field(arguments, options, shown, ui or {}, widget="video")
+
+
+def _shown(limits: Any) -> dict[str, Any]:
+    return {} if limits is None else to_xfal(limits)
+
+
+def _field(
+    arguments: tuple[Any, ...], options: dict[str, Any], limits: dict[str, Any], ui: dict[str, Any], widget: str = ""
+) -> Any:
+    """A Field whose schema has `limits` and `ui`, and `widget` unless the author named another."""
     extra = options.pop("json_schema_extra", None)
-    if callable(extra):
 
-        def both(schema: dict[str, Any]) -> None:
+    def add(schema: dict[str, Any]) -> None:
+        if callable(extra):
             extra(schema)
-            _merge(schema, shown, ui)
+        else:
+            schema.update(extra or {})
+        if limits:
+            schema["x-fal"] = dict(limits)
+        shown = {**schema.get("ui", {}), **ui}
+        if widget:
+            shown.setdefault("field", widget)
+        if shown:
+            schema["ui"] = shown
 
-        return Field(*arguments, json_schema_extra=both, **options)
-    return Field(*arguments, json_schema_extra=_merge(dict(extra or {}), shown, ui), **options)
-
-
-def _merge(schema: dict[str, Any], shown: dict[str, Any], ui: dict[str, Any] | None) -> dict[str, Any]:
-    schema.update(shown)
-    if ui:
-        schema["ui"] = {**schema.get("ui", {}), **ui}
-    return schema
+    return Field(*arguments, json_schema_extra=add, **options)

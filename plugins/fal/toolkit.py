@@ -176,6 +176,55 @@ class ImageSizeConstraints(_Limits):
     max_aspect_ratio: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageValidationConfig(_Limits):
+    """The pictures that an app takes, shown as `ImageSizeConstraints` are. `timeout` is not shown."""
+
+    max_file_size: int | None = None
+    min_width: int | None = None
+    min_height: int | None = None
+    max_width: int | None = None
+    max_height: int | None = None
+    min_aspect_ratio: float | None = None
+    max_aspect_ratio: float | None = None
+    timeout: float = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoValidationConfig(_Limits):
+    """The films that an app takes; durations in seconds."""
+
+    max_file_size: int | None = None
+    min_width: int | None = None
+    min_height: int | None = None
+    max_width: int | None = None
+    max_height: int | None = None
+    min_area: int | None = None
+    max_area: int | None = None
+    min_aspect_ratio: float | None = None
+    max_aspect_ratio: float | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    min_duration: float | None = None
+    max_duration: float | None = None
+    min_fps: float | None = None
+    max_fps: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoNormalizationConfig(_Limits):
+    """What a model makes of a film that does not fit before it looks at it."""
+
+    min_width: int | None = None
+    min_height: int | None = None
+    max_width: int | None = None
+    max_height: int | None = None
+    min_area: int | None = None
+    max_area: int | None = None
+    max_duration: float | None = None
+    fps: float | None = None
+
+
 def to_xfal(limits: Any) -> dict[str, Any]:
     """The limits that are set, as they stand under `x-fal` in a schema."""
     values = dataclasses.asdict(limits)

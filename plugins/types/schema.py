@@ -8,6 +8,7 @@ import msgspec
 
 from .shapes import Field, Shape
 
+REFERENCE = "#/components/schemas/"
 FORMATS = {
     "datetime": "date-time", "date": "date", "time": "time", "timedelta": "duration", "uuid": "uuid",
 }  # fmt: skip
@@ -21,13 +22,32 @@ PLAIN: dict[str, dict[str, Any]] = {
     "float": {"type": "number"}, "str": {"type": "string"}, "bytes": {"format": "binary", "type": "string"},
 }  # fmt: skip
 
-Components = dict[str, dict[str, Any]]
 
 
-def of(shape: Shape) -> tuple[dict[str, Any], Components]:
+class Components(dict[str, dict[str, Any]]):
+    """The named schemas met so far, and the type that each name stands for."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, Any] = {}
+
+    def claim(self, type_: Any) -> tuple[str, bool]:
+        """The name of `type_`, no other type's, and whether it is new and its schema wanted."""
+        name = type_.__name__ if isinstance(type_, type) else str(type_).rpartition(".")[2]
+        plain = name = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+        number = 2
+        while name in self and self._owners.get(name, type_) != type_:
+            name, number = f"{plain}-{number}", number + 1
+        is_new = name not in self
+        self._owners[name] = type_
+        self.setdefault(name, {})
+        return name, is_new
+
+
+def of(shape: Shape) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The schema, and the components it refers to."""
-    components: Components = {}
-    return _schema(shape, components), components
+    components = Components()
+    made = _schema(shape, components)
+    return made, dict(components)
 
 
 def _schema(shape: Shape, components: Components) -> dict[str, Any]:
@@ -97,7 +117,10 @@ def _values(values: tuple[Any, ...]) -> dict[str, Any]:
 
 def _custom(shape: Shape, components: Components) -> dict[str, Any]:
     if hasattr(shape.type, "__json_schema__"):
-        return dict(shape.type.__json_schema__())
+        name, is_new = components.claim(shape.type)
+        if is_new:
+            components[name].update(shape.type.__json_schema__())
+        return {"$ref": REFERENCE + name}
     if hasattr(shape.type, "__pydantic_core_schema__"):
         from .codecs import PydanticCodec
 
@@ -108,12 +131,10 @@ def _custom(shape: Shape, components: Components) -> dict[str, Any]:
 
 
 def _component(shape: Shape, components: Components) -> dict[str, Any]:
-    name = shape.type.__name__ if isinstance(shape.type, type) else str(shape.type).rpartition(".")[2]
-    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-    reference = {"$ref": f"#/components/schemas/{name}"}
-    if name in components:
+    name, is_new = components.claim(shape.type)
+    reference = {"$ref": REFERENCE + name}
+    if not is_new:  # a recursive type meets itself here
         return reference
-    components[name] = {}  # a recursive type meets itself here
     if shape.kind == "enum":
         made = {"enum": list(shape.values), "title": name}
         types = {JSON_TYPES.get(type(value)) for value in shape.values}

@@ -29,25 +29,20 @@ from runner.plugins import hookspecs
 from runner.plugins.fal import (
     lifespan,
     map_error,
-    print_traceback,
     provide_modules,
     response_headers,
 )
-from runner.plugins.fal.errors import catch_gpu_exceptions
+from runner.plugins.fal.errors import catch_gpu_exceptions, print_traceback
+from runner.plugins.types import type_codec
 from runner.schemas.app import derive_alias
 from runner.schemas.health import Health, State
-from runner.schemas.problems import ConfigError, HTTPError, RunnerError
+from runner.schemas.problems import ConfigError, InvalidInput, RunnerError
 from runner.schemas.request import Request, _current
 from runner.schemas.response import Response
 
 import runner
 
-NAMES = {
-    "App": runner.App,
-    "endpoint": runner.endpoint,
-    "realtime": getattr(runner, "realtime", runner.endpoint),
-    "HealthCheck": runner.HealthCheck,
-}
+NAMES = {name: getattr(runner, name) for name in runner.__all__}
 
 
 @pytest.fixture
@@ -112,6 +107,27 @@ def test_a_class_name_without_a_letter_gives_no_alias(class_name: str) -> None:
         derive_alias(class_name)
 
 
+def test_an_app_that_cannot_be_served_is_a_value_error(fal: ModuleType) -> None:
+    """Checklist 5."""
+    with pytest.raises(ValueError, match="Careless overrides __init__; write setup"):
+
+        class Careless(fal.App):  # type: ignore[name-defined, misc]
+            def __init__(self) -> None: ...
+
+    with pytest.raises(ValueError, match="is marked twice"):
+
+        class Twice(fal.App):  # type: ignore[name-defined, misc]
+            @fal.endpoint("/a")
+            @fal.endpoint("/b")
+            def run(self) -> None: ...
+
+    class Empty(fal.App):  # type: ignore[name-defined, misc]
+        pass
+
+    with pytest.raises(ValueError, match="Empty has no endpoint"):
+        runner.describe_app(Empty)
+
+
 def test_fal_names_are_our_own(fal: ModuleType) -> None:
     assert fal.App is runner.App
     assert fal.endpoint is runner.endpoint
@@ -167,7 +183,13 @@ class MyApp(fal.App):
         "from fal.sdk import HealthCheck, RetryConfig",
         "from fal.toolkit import FAL_MODEL_WEIGHTS_DIR, FAL_PERSISTENT_DIR, FAL_REPOSITORY_DIR, clone_repository",
         "from fal.toolkit import FalBaseModel, Field, Hidden, ImageSizeField, ImageSizeInput, get_image_size",
-        "from fal.toolkit.image import ImageSize, ImageSizeInput, get_image_size",
+        "from fal.toolkit import Audio, AudioField, File, FileField, Image, ImageField, Video, VideoField",
+        "from fal.toolkit import ImageValidationConfig, VideoNormalizationConfig, VideoValidationConfig",
+        "from fal.toolkit.audio import Audio, AudioField",
+        "from fal.toolkit.file import File, FileField",
+        "from fal.toolkit.file.file import File",
+        "from fal.toolkit.image import Image, ImageField, ImageSize, ImageSizeInput, get_image_size",
+        "from fal.toolkit.video import Video, VideoField",
         "from fal.toolkit.image.image import ImageSize",
         "from fal.toolkit.pydantic import FalBaseModel, Field, Hidden",
         "from fal.toolkit.exceptions import FileUploadException",
@@ -191,15 +213,60 @@ def test_fal_realtime_is_the_decorator_although_a_module_has_its_name(fal: Modul
 @pytest.mark.parametrize(
     "statement",
     [
-        "from fal.toolkit import Image",
-        "from fal.toolkit.image import Image",
-        "from fal.toolkit.video import Video",
         "from fal.toolkit import download_file",
+        "from fal.toolkit import CompressedFile",
+        "from fal.toolkit.types import ImageInput",
     ],
 )
 def test_a_name_that_comes_later_fails_with_a_sentence_that_says_so(fal: ModuleType, statement: str) -> None:
     with pytest.raises(ImportError, match=r"this runner does not have fal\.toolkit.* yet; .*pip install fal"):
         exec(statement, {})
+
+
+def test_the_files_of_fal_are_ours_and_of_one_family(fal: ModuleType) -> None:
+    toolkit = fal.toolkit
+
+    for name in ("File", "Image", "Audio", "Video"):
+        kind = getattr(toolkit, name)
+        assert issubclass(kind, getattr(runner, name))
+        assert issubclass(kind, toolkit.File)
+    assert toolkit.Image is importlib.import_module("fal.toolkit.image.image").Image
+    assert pickle.loads(pickle.dumps(toolkit.Image("https://example.com/a.png", width=3))).width == 3
+
+
+def test_a_model_takes_a_file_of_fal_by_url_or_object(fal: ModuleType) -> None:
+    """Checklist 30."""
+
+    class Input(fal.toolkit.FalBaseModel):  # type: ignore[name-defined, misc]
+        image: fal.toolkit.Image  # type: ignore[name-defined]
+
+    Input.model_rebuild(_types_namespace={"fal": fal})
+    codec = type_codec(Input)
+    assert codec is not None
+    for sent in ('"https://example.com/a.png"', '{"url":"https://example.com/a.png"}'):
+        image = codec.decode(b'{"image":%s}' % sent.encode()).image
+        assert (type(image), image.url) == (fal.toolkit.Image, "https://example.com/a.png")
+    with pytest.raises(InvalidInput, match="image: Value error, value must be a valid URL"):
+        codec.decode(b'{"image":"not_a_valid_url"}')
+    assert codec.schema(output=False)[1]["Image"]["ui"] == {"field": "image"}
+
+
+@pytest.mark.parametrize("name", ["File.from_path", "Image.from_pil", "Image.from_bytes", "Video.from_path"])
+def test_making_a_file_to_answer_with_says_that_it_comes_later(fal: ModuleType, name: str) -> None:
+    kind, constructor = name.split(".")
+
+    with pytest.raises(NotImplementedError, match=rf"{name} makes a file to answer with, which comes in a later"):
+        getattr(getattr(fal.toolkit, kind), constructor)(b"", format="png")
+
+
+def test_bytes_can_already_be_answered_as_a_data_uri(fal: ModuleType) -> None:
+    """Checklist 29."""
+    codec = type_codec(fal.toolkit.File)
+    assert codec is not None
+
+    sent = msgspec.json.decode(codec.encode(fal.toolkit.File.from_bytes(b"ab", "text/plain")))
+
+    assert (sent["url"], sent["content_type"], sent["file_size"]) == ("data:text/plain;base64,YWI=", "text/plain", 2)
 
 
 def test_an_unknown_name_lists_what_there_is(fal: ModuleType) -> None:
@@ -436,7 +503,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def raised(error: Exception) -> Exception:
+def raised(error: BaseException) -> BaseException:
     try:
         raise error
     except type(error) as caught:
@@ -455,23 +522,23 @@ def test_an_unexpected_error_is_one_line_of_json_with_its_last_frame_first() -> 
     assert text.endswith("Traceback (most recent call last):\n")
 
 
-def test_a_gpu_error_is_printed_too() -> None:
-    stream = io.StringIO()
+@pytest.mark.parametrize("error", [ValueError("boom"), ValueError("triton x"), ConfigError("boom"), SystemExit(3)])
+def test_an_error_that_nobody_expected_is_printed_once(
+    capfd: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    """Checklist 21, 22: whether it answers 500 or, when it speaks of the GPU, 503."""
+    map_error(service=None)(raised(error))
 
-    print_traceback(raised(ValueError("triton x")), stream)
+    (line,) = capfd.readouterr().out.splitlines()
+    assert json.loads(line)["traceback"].partition("\n")[0].endswith(f"{type(error).__name__}: {error}")
 
-    assert "triton x" in stream.getvalue()
 
+def test_an_answer_raised_on_purpose_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    error = foreign("fastapi.exceptions", "HTTPException", status_code=500, detail="x", headers=None)
 
-@pytest.mark.parametrize(
-    "error", [HTTPError(409, "x"), foreign("fastapi.exceptions", "HTTPException", status_code=500, detail="x", headers=None)]
-)
-def test_an_answer_raised_on_purpose_is_not_printed(error: Exception) -> None:
-    stream = io.StringIO()
+    assert answer(raised(error)) is not None
 
-    print_traceback(raised(error), stream)
-
-    assert stream.getvalue() == ""
+    assert capfd.readouterr().out == ""
 
 
 def test_nothing_is_printed_to_a_terminal() -> None:
@@ -679,6 +746,40 @@ def test_hidden_fields_are_marked_and_ordered_fields_come_first(fal: ModuleType)
     assert schema["properties"]["debug"]["ui"] == {"hidden": True}
     assert "ui" not in schema["properties"]["prompt"]
     assert Input(prompt="x", debug=True).debug is True
+
+
+def test_the_fields_of_files_name_their_widget(fal: ModuleType) -> None:
+    """Contract 3.2, checklist 26: also on a plain `str`, and without overwriting the author's own."""
+    toolkit = fal.toolkit
+
+    class Input(toolkit.FalBaseModel):  # type: ignore[name-defined, misc]
+        image_url: str = toolkit.ImageField(description="What to paint over.")
+        sound: str = toolkit.AudioField(default="", ui={"important": True})
+        data: str = toolkit.FileField(default="", json_schema_extra={"ui": {"field": "archive"}, "examples": ["a"]})
+        clip: str = toolkit.VideoField(
+            default="",
+            constraints=toolkit.VideoValidationConfig(max_duration=9, min_aspect_ratio=0.5, max_aspect_ratio=2),
+            combined_constraints=toolkit.VideoValidationConfig(max_frames=100),
+            normalization=toolkit.VideoNormalizationConfig(),
+        )
+
+    shown = Input.model_json_schema()["properties"]
+
+    assert shown["image_url"]["ui"] == {"field": "image"}
+    assert shown["image_url"]["description"] == "What to paint over."
+    assert shown["sound"]["ui"] == {"important": True, "field": "audio"}
+    assert (shown["data"]["ui"], shown["data"]["examples"]) == ({"field": "archive"}, ["a"])
+    assert shown["clip"]["ui"] == {"field": "video"}
+    assert shown["clip"]["x-fal"] == {
+        "max_duration": 9, "min_aspect_ratio": 0.5, "max_aspect_ratio": 2, "combined": {"max_frames": 100},
+    }  # fmt: skip
+    assert Input(image_url="x").image_url == "x"
+
+
+def test_a_limit_of_a_picture_that_callers_need_not_know_is_not_shown(fal: ModuleType) -> None:
+    limits = fal.toolkit.ImageValidationConfig(max_file_size=9, timeout=3)
+
+    assert fal.toolkit.to_xfal(limits) == {"max_file_size": 9}
 
 
 def test_the_marks_of_a_nested_model_reach_the_schema_of_the_outer_one(fal: ModuleType) -> None:

@@ -23,7 +23,7 @@ from ...schemas.request import Request
 from ...schemas.response import Response
 from ...schemas.service import Mount, ServiceView
 from ..hookspecs import hookimpl
-from .errors import answer_to, print_traceback
+from .errors import answer_to
 from .installed import describe_fal_app
 from .modules import build_modules
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
-from ...schemas.problems import RequestCancelled, RunnerError, printable
+from ...schemas.problems import RunnerError, printable
 from ...schemas.request import current_request
 from ...schemas.response import Response, json_response
 
@@ -153,12 +153,14 @@ def gpu_error(error: BaseException) -> str | None:
 
 
 def answer_to(error: BaseException) -> Response | None:
-    """The answer to an exception of an endpoint; None when it is just a bug, which answers 500."""
+    """The answer to an exception of an endpoint; None when it is just a bug, which answers 500.
+
+    What nobody raised on purpose is also written to stdout, see `print_traceback`.
+    """
     if (expected := _expected(error)) is not None:
         return expected
-    if not isinstance(error, Exception):
-        return None
-    if (said := gpu_error(error)) is not None:
+    print_traceback(error)
+    if isinstance(error, Exception) and (said := gpu_error(error)) is not None:
         return json_response({"detail": said}, status=503)
     return None
 
@@ -166,17 +168,16 @@ def answer_to(error: BaseException) -> Response | None:
 def print_traceback(error: BaseException, stream: TextIO | None = None) -> None:
     """Write `error` as the one JSON line that collectors of fal's logs look for.
 
-    Nothing is written for an exception that is an answer of its own, nor to a terminal, where a
-    person reads the log instead. `stream` is the process's real stdout unless given.
+    Nothing is written to a terminal, where a person reads the log instead. `stream` is the
+    process's real stdout unless given: what the app prints is put into its request's log.
     """
     stream = sys.__stdout__ if stream is None else stream
     if stream is None or stream.closed or stream.isatty():
         return
-    if isinstance(error, (RunnerError, RequestCancelled)) or _expected(error) is not None:
-        return
     chunks = traceback.format_exception(error)
-    stream.write(json.dumps({"traceback": "".join(reversed(chunks))}) + "\n")
-    stream.flush()
+    with contextlib.suppress(OSError):  # nobody reads stdout any more; the log has the traceback too
+        stream.write(json.dumps({"traceback": "".join(reversed(chunks))}) + "\n")
+        stream.flush()
 
 
 def field_answer(body: Mapping[str, Any], status: int, units: Any) -> Response:

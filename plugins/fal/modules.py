@@ -19,19 +19,28 @@ from ...schemas.request import current_request
 from . import errors, toolkit
 
 PYDANTIC_NAMES = {
-    "fal.toolkit": ("FalBaseModel", "Field", "Hidden", "ImageSizeField", "ImageSizeInput", "get_image_size"),
-    "fal.toolkit.pydantic": ("FalBaseModel", "Field", "Hidden", "IS_PYDANTIC_V2"),
-    "fal.toolkit.image": (
-        "IMAGE_SIZE_PRESETS", "ImageSize", "ImageSizeField", "ImageSizeInput", "ImageSizePreset", "get_image_size",
+    "fal.toolkit": (
+        "AudioField", "FalBaseModel", "Field", "FileField", "Hidden", "ImageField", "ImageSizeField",
+        "ImageSizeInput", "VideoField", "get_image_size",
     ),
+    "fal.toolkit.pydantic": ("FalBaseModel", "Field", "Hidden", "IS_PYDANTIC_V2"),
+    "fal.toolkit.audio": ("AudioField",),
+    "fal.toolkit.file": ("FileField",),
+    "fal.toolkit.image": (
+        "IMAGE_SIZE_PRESETS", "ImageField", "ImageSize", "ImageSizeField", "ImageSizeInput", "ImageSizePreset",
+        "get_image_size",
+    ),
+    "fal.toolkit.video": ("VideoField",),
 }  # fmt: skip
-PYDANTIC_NAMES["fal.toolkit.image.image"] = PYDANTIC_NAMES["fal.toolkit.image"]
+FILES = {"fal.toolkit.audio": "Audio", "fal.toolkit.file": "File", "fal.toolkit.image": "Image", "fal.toolkit.video": "Video"}
+for _package in FILES:  # each has a module of its own name, from which some apps import
+    PYDANTIC_NAMES[f"{_package}.{_package.rpartition('.')[2]}"] = PYDANTIC_NAMES[_package]
 
 LATER = frozenset({
-    "Audio", "AudioField", "CompressedFile", "File", "FileField", "Image", "ImageField", "Video", "VideoField",
-    "FileInput", "ImageInput", "FileRepository", "download_file", "download_model_weights", "read_image_from_url",
+    "CompressedFile", "FileInput", "ImageInput", "FileRepository", "KVStore", "download_file",
+    "download_model_weights", "read_image_from_url",
 })  # fmt: skip
-PACKAGES = ("fal", "fal.toolkit", "fal.toolkit.utils", "fal.toolkit.image", "fal.toolkit.file", "fal.toolkit.audio", "fal.toolkit.video")  # fmt: skip
+PACKAGES = ("fal", "fal.toolkit", "fal.toolkit.utils", *FILES)
 
 EXCEPTIONS = {
     name: getattr(errors, name)
@@ -49,12 +58,18 @@ UTILS = {
     name: getattr(toolkit, name)
     for name in ("DownloadError", "FAL_MODEL_WEIGHTS_DIR", "FAL_PERSISTENT_DIR", "FAL_REPOSITORY_DIR", "clone_repository")
 }
-CONSTRAINTS = {name: getattr(toolkit, name) for name in ("ImageSizeConstraints", "to_xfal")}
+CONSTRAINTS = {
+    name: getattr(toolkit, name)
+    for name in (
+        "ImageSizeConstraints", "ImageValidationConfig", "VideoNormalizationConfig", "VideoValidationConfig", "to_xfal",
+    )
+}  # fmt: skip
 
 
 def build_modules(names: Mapping[str, Any]) -> dict[str, ModuleType]:
     """Return every module by its full name. `names` is what `runner` exports."""
     marks = {name: names[name] for name in ("App", "HealthCheck", "endpoint", "realtime") if name in names}
+    files = _files(names)
     contents: dict[str, dict[str, Any]] = {
         "fal": {
             **marks,
@@ -72,26 +87,53 @@ def build_modules(names: Mapping[str, Any]) -> dict[str, ModuleType]:
         "fal.realtime": {name: marks[name] for name in ("realtime",) if name in marks},
         "fal.ref": _ref(),
         "fal.sdk": {"HealthCheck": names["HealthCheck"], "RetryConfig": toolkit.RetryConfig},
-        "fal.toolkit": {**TOOLKIT_EXCEPTIONS, **UTILS, **CONSTRAINTS},
-        "fal.toolkit.audio": {},
+        "fal.toolkit": {**TOOLKIT_EXCEPTIONS, **UTILS, **CONSTRAINTS, **files},
         "fal.toolkit.constraints": CONSTRAINTS,
         "fal.toolkit.exceptions": TOOLKIT_EXCEPTIONS,
-        "fal.toolkit.file": {},
-        "fal.toolkit.image": {},
-        "fal.toolkit.image.image": {},
         "fal.toolkit.pydantic": {},
         "fal.toolkit.types": {},
         "fal.toolkit.utils": UTILS,
         "fal.toolkit.utils.download_utils": UTILS,
         "fal.toolkit.utils.endpoint": {"cancel_on_disconnect": toolkit.cancel_on_disconnect},
-        "fal.toolkit.video": {},
     }
+    for package, kind in FILES.items():
+        known = {kind: files[kind]} if kind in files else {}
+        contents[package] = contents[f"{package}.{package.rpartition('.')[2]}"] = known
     modules = {name: _module(name, content) for name, content in contents.items()}
     for name, module in modules.items():
         parent, _, child = name.rpartition(".")
         if parent and not hasattr(modules[parent], child):  # `fal.realtime` is the decorator
             setattr(modules[parent], child, module)
     return modules
+
+
+def _files(names: Mapping[str, Any]) -> dict[str, type]:
+    """File and its kinds as `fal.toolkit` has them: ours to read, with fal's constructors named.
+
+    They are made from ours, so that whatever takes a `runner.File` takes them.
+    """
+    made: dict[str, type] = {}
+    for name in ("File", "Image", "Audio", "Video"):
+        if name not in names:
+            continue
+        bases = (names[name],) if name == "File" else (names[name], made["File"])
+        wanted = ("from_path", "from_path_async", "from_bytes_async") if name == "File" else ()
+        if name == "Image":
+            wanted = ("from_pil", "from_pil_async", "from_bytes")  # fal's takes a format
+        content = {constructor: classmethod(_output_constructor(constructor)) for constructor in wanted}
+        home = next(package for package, kind in FILES.items() if kind == name)
+        made[name] = type(name, bases, {"__module__": home, "__doc__": names[name].__doc__, **content})
+    return made
+
+
+def _output_constructor(name: str) -> Callable[..., NoReturn]:
+    def construct(cls: type, *arguments: Any, **options: Any) -> NoReturn:
+        raise NotImplementedError(
+            f"{cls.__name__}.{name} makes a file to answer with, which comes in a later version of this runner; "
+            "until then fal.toolkit.File.from_bytes(data, content_type) answers with a data: URI"
+        )
+
+    return construct
 
 
 def _module(name: str, content: Mapping[str, Any]) -> ModuleType:

@@ -1,6 +1,10 @@
 PYTHON ?= python3
+PORT ?= 8000
 
-.PHONY: setup test check image-test
+.PHONY: help setup run test check image-test
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile
 
 setup: .venv/.done  ## make .venv with all that running and testing need
 
@@ -9,6 +13,9 @@ setup: .venv/.done  ## make .venv with all that running and testing need
 	.venv/bin/python -m pip install -q -c constraints.txt torch==2.13.0
 	.venv/bin/python -m pip install -q -c constraints.txt -e '.[test]'
 	touch $@
+
+run: setup  ## serve speech detection, send it a recording, serve on (ONCE=1 ends there, PORT=8000)
+	.venv/bin/python examples/run.py --port $(PORT) $(if $(ONCE),--once)
 
 test: setup  ## run all tests
 	.venv/bin/python -m pytest -q

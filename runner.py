@@ -51,57 +51,69 @@ from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
 from runner.plugins.types import Header, bind, describe
 from runner.schemas.app import AppSpec, derive_alias, read_options
-from runner.schemas.asgi import Receive, Scope, Send
+from runner.schemas.asgi import RawHeaders, Receive, Scope, Send
 from runner.schemas.codec import Codec
-from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, check_path, realtime_mode
+from runner.schemas.endpoint import (
+    Endpoint,
+    Mark,
+    OnDisconnect,
+    Parameter,
+    Source,
+    check_path,
+    realtime_mode,
+)
 from runner.schemas.events import Finished
-from runner.schemas.files import Audio, File, Image, Video
+from runner.schemas.files import (
+    Audio,
+    Content,
+    File,
+    Image,
+    Loc,
+    Unfetchable,
+    Video,
+    checked_url,
+    is_data,
+    safe_name,
+)
+from runner.schemas.foreign import is_starlette
 from runner.schemas.health import Health, HealthCheck, State
 from runner.schemas.problems import (
     ConfigError,
+    Fault,
     HTTPError,
     InvalidInput,
     InvalidOutput,
     RequestCancelled,
     RunnerError,
     ServerError,
+    printable,
     stopped_problem,
 )
 from runner.schemas.request import Request, current_request, enter_request
-from runner.schemas.response import Response, json_response
+from runner.schemas.response import JSON, Response, json_response
 from runner.schemas.routes import Routes
-from runner.schemas.service import Answer, Route
+from runner.schemas.service import (
+    Answer,
+    Bind,
+    BindWrapper,
+    Call,
+    Mount,
+    Route,
+    ServiceView,
+    Wrapper,
+)
 from runner.schemas.settings import Settings, read_settings
 
+# What app authors use, and all that the built-in plugins take from the floors below them.
 __all__ = [
-    "App",
-    "Audio",
-    "ConfigError",
-    "File",
-    "HTTPError",
-    "Header",
-    "HealthCheck",
-    "Image",
-    "InvalidInput",
-    "Request",
-    "RequestCancelled",
-    "Response",
-    "Route",
-    "RunnerError",
-    "ServerError",
-    "Service",
-    "Settings",
-    "Video",
-    "asgi",
-    "assemble",
-    "checkpoint",
-    "current_request",
-    "describe_app",
-    "endpoint",
-    "hookimpl",
-    "main",
-    "realtime",
-]
+    "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError", "Content", "Endpoint",
+    "Fault", "File", "Finished", "HTTPError", "Header", "HealthCheck", "Image", "InvalidInput", "InvalidOutput",
+    "Loc", "Mark", "Mount", "Parameter", "RawHeaders", "Request", "RequestCancelled", "Response", "Route",
+    "RunnerError", "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "Unfetchable", "Video",
+    "Wrapper", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "current_request", "derive_alias",
+    "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette", "json_response", "main", "printable",
+    "read_options", "realtime", "safe_name",
+]  # fmt: skip
 
 log = structlog.get_logger("runner")
 
@@ -435,7 +447,7 @@ class Service:
                 if found.endpoint is not None:
                     self.running_now.begins(request, found.endpoint)
                     if found.endpoint.on_disconnect == "cancel":
-                        watch = self._watch(request, receive)
+                        watch = self._watch(request, receive, reply)
                 answered = found.answer(request)
                 response = answered if isinstance(answered, Response) else await answered
             await reply.send(response)
@@ -449,13 +461,14 @@ class Service:
             if watch is not None:
                 watch()
 
-    def _watch(self, request: Request, receive: Receive) -> Callable[[], object]:
+    def _watch(self, request: Request, receive: Receive, reply: Reply) -> Callable[[], object]:
         """Cancel `request` when its client hangs up; return what ends the watch."""
 
         async def until_hangup() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            self.running_now.stop(request, "client_disconnected")
+            if not reply.ended:
+                self.running_now.stop(request, "client_disconnected")
 
         return asyncio.get_running_loop().create_task(until_hangup()).cancel
 
@@ -651,6 +664,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _print_openapi(service)
         if action == "check":
             return _print_check(service)
+        log.info("plugins.loaded", plugins=list_plugins(plugins, own_version=__version__))
         server = importlib.import_module("runner.plugins.server")
         return int(server.run(service, settings))
     except ConfigError as error:

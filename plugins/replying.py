@@ -24,6 +24,7 @@ class Reply:
         self.status = 0  # 0: no head was sent
         self.bytes_out = 0
         self.error_type: str | None = None
+        self.ended = False  # its last part is on its way: who hangs up now misses nothing
         self._streams_events = False
 
     async def send(self, response: Response) -> None:
@@ -82,6 +83,7 @@ class Reply:
 
     async def _part(self, part: bytes, more: bool) -> None:
         self.bytes_out += len(part)
+        self.ended = not more
         await self._send({"type": "http.response.body", "body": part, "more_body": more})
 
     async def _foreign(self, message: Message) -> None:
@@ -94,6 +96,7 @@ class Reply:
             message = {**message, "headers": headers}
         else:
             self.bytes_out += len(message.get("body", b""))
+            self.ended = not message.get("more_body", False)
         await self._send(message)
 
 

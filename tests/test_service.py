@@ -251,6 +251,13 @@ def test_a_request_without_headers_never_sees_those_of_the_one_before(contract: 
     assert malformed["lifecycle"] is None
 
 
+def test_a_client_that_closes_after_its_answer_has_not_hung_up(contract: Runner) -> None:
+    answers = [contract.post("/", {"prompt": "x"}, headers={"connection": "close"}) for _ in range(20)]
+
+    lines = [contract.wait_for("request.finished", request_id=a.headers["x-fal-request-id"]) for a in answers]
+    assert {line["status"] for line in lines} == {200}
+
+
 # --- failures
 
 

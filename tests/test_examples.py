@@ -1,0 +1,63 @@
+"""The examples and the README's own lines run as they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from serving import HOUSE, serving, written
+
+SEED = '''class Input(BaseModel):
+    prompt: str
+
+class Output(BaseModel):
+    text: str
+
+class MyApp(fal.App):
+    machine_type = "GPU-A100"
+
+    def setup(self):
+        self.model = load_model()
+
+    @fal.endpoint("/")
+    def generate(self, input: Input) -> Output:
+        result = self.model(input.prompt)
+        return Output(text=result)
+'''
+
+
+def test_the_seed_example_is_there_character_for_character() -> None:
+    source = (HOUSE / "examples" / "hello.py").read_text()
+
+    assert source.startswith("import fal\nfrom pydantic import BaseModel\n")
+    assert source.endswith(SEED)
+
+
+def test_the_seed_example_answers_from_any_folder(tmp_path: Path) -> None:
+    with serving("hello:MyApp", "--app-dir", str(HOUSE / "examples"), cwd=tmp_path) as runner:
+        response = runner.post("/", {"prompt": "world"})
+
+    assert (response.status_code, response.content) == (200, b'{"text":"Hello, world!"}')
+
+
+def test_the_app_of_the_readme_answers(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (HOUSE / "README.md").read_text(), re.DOTALL)
+    app = written(tmp_path, block + "\ndef load_model(): return str.upper\n")
+
+    with serving(f"{app}:MyApp") as runner:
+        assert runner.post("/", {"prompt": "hello"}).json() == {"text": "HELLO"}
+
+
+def test_make_run_hears_the_recording_within_150_milliseconds() -> None:
+    done = subprocess.run([sys.executable, HOUSE / "examples" / "run.py", "--once"], capture_output=True, text=True, timeout=120)
+
+    assert done.returncode == 0, done.stderr
+    heard = [tuple(map(float, pair)) for pair in re.findall(r"speech from +([\d.]+) s to +([\d.]+) s", done.stdout)]
+    spoken = json.loads((HOUSE / "examples" / "data" / "speech.json").read_text())["segments"]
+    assert len(heard) == len(spoken)
+    for (start, end), truth in zip(heard, spoken, strict=True):
+        assert abs(start - truth["start"]) <= 0.15
+        assert abs(end - truth["end"]) <= 0.15

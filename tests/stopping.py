@@ -12,7 +12,7 @@ from typing import Any
 from runner.plugins import cancellation
 from runner.plugins.cancellation import LIMITS, Call, Limits, Token, arm, joined, unwind
 
-GUARD = 3
+GUARD = 20  # seconds after which a test that hangs fails; nothing waits for it to pass
 
 
 @contextmanager
@@ -49,8 +49,8 @@ class Worker:
                 except BaseException as error:
                     self.escaped.append(error)
 
-    def start(self, work: Callable[[], Any], call: Call | None = None) -> Running:
-        running = Running(call or Call(Token()))
+    def start(self, work: Callable[[], Any], call: Call | None = None, *, running: Running | None = None) -> Running:
+        running = running or Running(call or Call(Token()))
         self._calls.put((running.call, work, running.out))
         return running
 

@@ -121,7 +121,8 @@ class Call:
             if not landing.is_safe(frame, FLOOR, into_cleanup=self.disturb):
                 return "unsafe"
             now = _frames()  # the thread may have moved while we thought
-            if self.phase == RUNNING and not self.shields and now[self.thread] is frame and frame.f_lasti == at:
+            stayed = now.get(self.thread) is frame and frame.f_lasti == at
+            if stayed and self.phase == RUNNING and not self.shields:
                 self.sent += 1
                 self.pending = True
                 _set_exception(self.thread, _Delivered)  # no check since the phase was read

@@ -63,7 +63,7 @@ def is_safe(frame: FrameType, floor: CodeType, *, into_cleanup: bool = False) ->
         if code is floor:
             return lands is True
         place = of_file(code.co_filename)
-        if _is_never_above(code, place):
+        if _is_never_above(code, place) or (not into_cleanup and _is_in_finally(frame)):
             return False
         if lands is None:
             if place == HERE_ONLY:
@@ -78,16 +78,15 @@ def is_safe(frame: FrameType, floor: CodeType, *, into_cleanup: bool = False) ->
 
 def may_raise_in(frame: FrameType, floor: CodeType, *, into_cleanup: bool = False) -> bool:
     """Whether a cancel may be raised in this frame at a loop's jump back, seen from its own thread."""
-    code = frame.f_code
-    if of_file(code.co_filename) != FREE:
+    if of_file(frame.f_code.co_filename) != FREE:
         return False
-    if not into_cleanup and _reading(code).is_finally(frame.f_lasti):
-        return False
-    above: FrameType | None = frame
-    while above is not None and above.f_code is not floor:
-        if _is_never_above(above.f_code, of_file(above.f_code.co_filename)):
+    each: FrameType | None = frame
+    while each is not None and each.f_code is not floor:
+        if _is_never_above(each.f_code, of_file(each.f_code.co_filename)):
             return False
-        above = above.f_back
+        if not into_cleanup and _is_in_finally(each):
+            return False
+        each = each.f_back
     return True
 
 
@@ -99,6 +98,10 @@ def edges(code: CodeType) -> frozenset[int]:
 def _is_never_above(code: CodeType, place: int) -> bool:
     # `Thread.run` holds nothing: what a thread runs may be stopped.
     return (place == STACK and code is not _THREAD_RUN) or code.co_name in NEVER_NAMED
+
+
+def _is_in_finally(frame: FrameType) -> bool:
+    return _reading(frame.f_code).is_finally(frame.f_lasti)
 
 
 def is_ours_or_stdlib(code: CodeType) -> bool:
@@ -153,16 +156,20 @@ class _Reading:
         self._known: dict[tuple[int, bool, bool], bool | None] = {}
 
     def is_finally(self, offset: int) -> bool:
-        return self.index.get(offset, -1) in self.finallies
+        return self._at(offset) in self.finallies
+
+    def _at(self, offset: int) -> int:
+        """The index of the instruction at `offset`, which may lie in its caches."""
+        while offset not in self.index and offset > 0:
+            offset -= 2
+        return self.index.get(offset, 0)
 
     def lands(self, offset: int, *, returning: bool, into_cleanup: bool) -> bool | None:
         """True: well. False: not. None: in the caller. `returning`: the callee of this call lands here."""
         key = (offset, returning, into_cleanup)
         if key not in self._known:
-            while offset not in self.index and offset > 0:  # inside the caches of an instruction
-                offset -= 2
-            k = self.index.get(offset, 0)
-            refused = frozenset() if into_cleanup else self.finallies
+            k = self._at(offset)
+            refused: frozenset[int] = frozenset() if into_cleanup else self.finallies
             if returning and self.instructions[k].opname in CALLS and not self._may_follow_call(k):
                 self._known[key] = False  # called by way of C, it lands right after this call
             else:
@@ -207,10 +214,10 @@ class _Reading:
 
 
 def _finally_bodies(code: CodeType, instructions: list[dis.Instruction], index: dict[int, int]) -> frozenset[int]:
-    """Which instructions are the body of a `finally` on the way where nothing was raised.
+    """Which instructions are the body of a `finally`.
 
-    The compiler writes the body once for that way and once as a handler. The handler is found by
-    the exception table, and the other copy by its likeness, where a protected range ends.
+    The compiler writes it once as a handler and once for each way on which nothing is raised. The
+    handler is found by the exception table, the others by likeness, where a protected range ends.
     """
     found: set[int] = set()
     for entry in dis.Bytecode(code).exception_entries:  # type: ignore[attr-defined]
@@ -228,6 +235,7 @@ def _finally_bodies(code: CodeType, instructions: list[dis.Instruction], index: 
             continue  # an `except` or a `with`
         end = next((k for k, i in enumerate(instructions) if i.offset >= entry.end), len(instructions))
         found.update(range(end, end + _likeness(body, instructions[end:])))
+        found.update(range(handler, handler + len(body) + 1))
     return frozenset(found)
 
 

@@ -105,7 +105,7 @@ def _job_of(parent: Call, fn: Callable[..., Any]) -> Callable[..., Any]:
 def part(call: Call) -> None:
     """End a call's hold on what it started. Runs in its own thread, once its window is closed."""
     looks = _Looks()
-    while call.token.cancelled and any([looks.is_at_work(child) for child in list(call.children)]):
+    while call.token.cancelled and any(looks.is_at_work(child) for child in list(call.children)):
         time.sleep(_PAUSE)
     for child in list(call.children):
         # One that has not begun keeps its token: if that is cancelled, it never begins.

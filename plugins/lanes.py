@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal
 
 import anyio
@@ -29,7 +30,7 @@ import structlog
 from ..schemas.events import Stopped
 from ..schemas.problems import RequestCancelled, ServerError
 from ..schemas.request import Request
-from .cancellation import Call, Token, unwind
+from .cancellation import Call, Token, arm, current_scope, install, joined, uninstall, unwind
 
 log = structlog.get_logger("runner.lanes")
 
@@ -49,7 +50,7 @@ class Job:
     def __init__(self, lane: Lane, request: Request, work: Callable[[], Any] | None) -> None:
         self.lane, self.request, self.work = lane, request, work
         self.token = Token()  # its own: a scope inside the request may end this work alone
-        self.call = Call(self.token)
+        self.call = Call(self.token, current_scope())
         self.context = contextvars.copy_context() if work else None
         self.progress: Progress = "waiting"
         self._loop = lane.loop
@@ -170,10 +171,13 @@ class Lane:
         self._unwinding: set[asyncio.Task[None]] = set()
         self._mean_seconds = 0.0
         self._ended = asyncio.Semaphore(0)  # once for each thread that has ended
+        self.on_ghost: Callable[[], None] | None = None  # told when `ghosts` has changed
+        self.on_replace: Callable[[], None] | None = None  # told when a ghost has been one for too long
 
     def open(self) -> None:
         """Take the running loop as the one that waits for this lane's work."""
         self.loop = asyncio.get_running_loop()
+        install()
 
     @property
     def occupancy(self) -> dict[str, int]:
@@ -256,6 +260,7 @@ class Lane:
 
     async def close(self, seconds: float) -> bool:
         """Let the threads end; return whether all did within `seconds`. Work still waiting is dropped."""
+        uninstall()
         for _ in self._threads:
             self._ready.put(None)
         with anyio.move_on_after(seconds):
@@ -332,6 +337,10 @@ class Lane:
     # --- in the threads
 
     def _serve(self) -> None:
+        with joined(self.loop):
+            self._serve_until_told()
+
+    def _serve_until_told(self) -> None:
         while (job := self._ready.get()) is not None:
             following: Job | None = job
             while following is not None:
@@ -347,6 +356,9 @@ class Lane:
                 if following is not None and following.work is None:
                     self.tell(_granted(following))
                     following = None
+                if job.call.retire:
+                    self.tell(partial(self._retire, threading.current_thread(), following))
+                    return
             del job  # holds the last result while nobody calls
         self.tell(self._ended.release)
 
@@ -368,9 +380,38 @@ class Lane:
     def _unwind(self, job: Job) -> None:
         if job.out is None:
             job.out = asyncio.Event()
-        task = self.loop.create_task(unwind(job.call, job.out))
+        arm(job.call)
+        task = self.loop.create_task(self._see_out(job, job.out))
         self._unwinding.add(task)
         task.add_done_callback(self._unwinding.discard)
+
+    async def _see_out(self, job: Job, out: asyncio.Event) -> None:
+        await unwind(job.call, out, on_ghost=self._haunt, on_replace=self._give_up)
+        if job.call.layer == "ghost":
+            log.warning("lane.ghost_gone", request_id=job.request.id, seconds=round(job.ended - job.token.at, 3))
+            self._count_ghosts(-1)
+
+    def _haunt(self, call: Call) -> None:
+        """A cancelled thread does not leave: its place is lost until it does."""
+        log.error("lane.ghost", seconds=round(time.perf_counter() - call.token.at, 3), at=call.whereabouts())
+        self._count_ghosts(1)
+
+    def _count_ghosts(self, more: int) -> None:
+        self.ghosts += more
+        if self.on_ghost is not None:
+            self.on_ghost()
+
+    def _give_up(self, call: Call) -> None:
+        log.error("lane.stuck", seconds=round(time.perf_counter() - call.token.at, 3), at=call.whereabouts())
+        if self.on_replace is not None:
+            self.on_replace()
+
+    def _retire(self, thread: threading.Thread, following: Job | None) -> None:
+        """A thread whose torch state cannot be put back has ended: another takes over."""
+        log.warning("lane.thread_retired", thread=thread.name)
+        self._threads.remove(thread)
+        if following is not None:
+            self._start(following)
 
 
 class Channel:

@@ -20,7 +20,7 @@ One long call into C is not stopped by anything in this process: it ends when it
 
 from __future__ import annotations
 
-from .anyio_thread import joined
+from .anyio_thread import current_scope, joined
 from .call import FLOOR, Call
 from .edges import edges
 from .here import checkpoint, shield
@@ -36,6 +36,7 @@ __all__ = [
     "Token",
     "arm",
     "checkpoint",
+    "current_scope",
     "install",
     "joined",
     "shield",

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from anyio._backends._asyncio import _task_states
 from anyio._core._eventloop import claim_worker_thread, get_async_backend, threadlocals
 
 anyio_locals = threadlocals
@@ -22,3 +23,10 @@ def joined(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     """Make this thread one of `loop`'s workers, for as long as the block lasts."""
     with claim_worker_thread(get_async_backend("asyncio"), loop):
         yield
+
+
+def current_scope() -> object | None:
+    """The innermost cancel scope of the current task, for the thread that works for it."""
+    task = asyncio.current_task()
+    state = _task_states.get(task) if task is not None else None
+    return state.cancel_scope if state is not None else None

@@ -139,6 +139,13 @@ class Call:
         """Where the thread is now; None outside the window."""
         return _frames().get(self.thread) if self.phase == RUNNING else None
 
+    def whereabouts(self) -> str:
+        """File, line and function of the author's or a library's code that the thread is in, for the log."""
+        frame = self.frame()
+        while frame is not None and landing.is_ours_or_stdlib(frame.f_code) and frame.f_back is not None:
+            frame = frame.f_back
+        return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}" if frame else ""
+
     def is_cleaning_up(self) -> bool:
         """Whether an `except` or `finally` of the author is at work on a cancel. Any thread may ask."""
         error: Any = _exceptions().get(self.thread)

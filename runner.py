@@ -651,14 +651,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve one app as the arguments say. Returns the exit code: 2 for a wrong setting or class."""
     try:
         target, settings, action = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ, Path.cwd())
-        if "observability" not in settings.no_plugin:
-            importlib.import_module("runner.plugins.observability").configure_logging(settings.log_format, settings.log_level)
+        _configure_logging(settings)
         prepare_path(target, settings.app_dir, HOUSE)
         start_spawned_children_with(__file__)
         plugins = load_plugins(settings)
         for modules in ask(plugins, "provide_modules", names={name: globals()[name] for name in __all__}):
             offer(modules)
         app = load_app(target, lambda found: _described(found, plugins))
+        _configure_logging(settings)  # again: what an app imports may turn structlog to itself, as fal does
         service = assemble(app, settings, plugins)
         if action == "openapi":
             return _print_openapi(service)
@@ -670,6 +670,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"runner: {error}\n")
         return 2
+
+
+def _configure_logging(settings: Settings) -> None:
+    if "observability" not in settings.no_plugin:
+        importlib.import_module("runner.plugins.observability").configure_logging(settings.log_format, settings.log_level)
 
 
 def _print_openapi(service: Service) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import running
 
 HERE = Path(__file__).parent.parent
 APP = """
@@ -94,7 +95,7 @@ def in_fal(fal_python: Path, tmp_path: Path) -> Check:
             [fal_python, "-c", source], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
         )
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return json.loads(done.stdout.splitlines()[-1])  # before it, what the program printed
 
     return run
 
@@ -317,6 +318,192 @@ def test_every_error_answers_as_fal_itself_answers_it(in_fal: Check) -> None:
 
     assert len(theirs) == len(ours) == 20
     assert [read(*answer) for answer in ours] == [read(*answer) for answer in theirs]
+
+
+SERVED = """
+import fal
+from fal.exceptions import FieldException, AppException, RequestCancelledException
+from fal.toolkit import Image, FalBaseModel, Field, Hidden
+from fastapi import BackgroundTasks, HTTPException, Header, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
+
+class Input(BaseModel):
+    prompt: str = Field(min_length=1)
+    steps: int = Field(default=4, ge=1, le=8)
+
+class Output(BaseModel):
+    text: str
+    seed: int | None = None
+
+class Picture(FalBaseModel):
+    image: Image
+    debug: bool = Hidden(Field(default=False))
+
+class Painter(fal.App, keep_alive=300, max_concurrency=2):
+    machine_type = "GPU-A100"
+    requirements = ["torch"]
+    request_timeout = 60
+
+    def setup(self):
+        self.ready = True
+
+    @fal.endpoint("/")
+    def generate(self, input: Input) -> Output:
+        assert self.ready
+        return Output(text=input.prompt.upper())
+
+    @fal.endpoint("/async")
+    async def generate_async(self, input: Input, request: Request, response: Response) -> Output:
+        response.headers["x-fal-billable-units"] = "3"
+        response.status_code = 202
+        return Output(text=request.headers["x-mine"] + (await request.body()).decode())
+
+    @fal.endpoint("/context")
+    def context(self, x_fal_request_id: str = Header(None)) -> dict:
+        return {"header": x_fal_request_id, "context": self.current_request.request_id}
+
+    @fal.endpoint("/raised")
+    def raised(self, n: int) -> str:
+        raise [
+            HTTPException(409, {"why": "busy"}, {"x-mine": "1"}),
+            FieldException("prompt", "is rude", billable_units=2),
+            AppException("no credit", 402),
+            RequestCancelledException("bye"),
+            RuntimeError("CUDA out of memory"),
+            ValueError("boom"),
+        ][n]
+
+    @fal.endpoint("/json")
+    def json(self) -> dict:
+        return JSONResponse({"a": 1}, status_code=201, headers={"x-mine": "1"})
+
+    @fal.endpoint("/stream")
+    def stream(self, input: Input):
+        def events():
+            for i in range(input.steps):
+                yield f"data: {i}\\n\\n"
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    @fal.endpoint("/astream")
+    async def astream(self, input: Input) -> StreamingResponse:
+        async def events():
+            for i in range(input.steps):
+                yield f"data: {i}\\n\\n"
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    @fal.endpoint("/picture")
+    def picture(self, input: Picture) -> Picture:
+        return input
+
+    @fal.endpoint("/wrong")
+    def wrong(self, input: Input) -> Output:
+        return {"txt": 1}
+
+    @fal.endpoint("/later")
+    def later(self, tasks: BackgroundTasks) -> str:
+        tasks.add_task(print, "done afterwards")
+        return "now"
+
+    @fal.endpoint("/two")
+    def two(self, a: Input, b: Output, q: int = 1) -> list:
+        return [a.prompt, b.text, q]
+
+    @fal.endpoint("/none")
+    def none(self, anything: dict) -> None:
+        return None
+
+    @fal.endpoint("/cats/{name}")
+    def cat(self, name: str) -> str:
+        if name == "none":
+            raise HTTPException(404)
+        return name
+
+    def provide_hints(self):
+        return ["a", "b"]
+"""
+
+TEXT = {"content-type": "application/json"}
+
+
+def asked(path: str, *bodies: Any, method: str = "POST", **headers: str) -> list[list[Any]]:
+    """One request per body; bytes go as they are, all else as JSON, and a lone path without a body."""
+    sent = {**TEXT, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    texts = [(b if isinstance(b, bytes) else json.dumps(b).encode()).decode("latin-1") for b in bodies] or [""]
+    return [[method, path, text, sent] for text in texts]
+
+
+REQUESTS = [
+    *asked("/", {"prompt": "a"}, {"prompt": "a", "steps": "3", "more": 1}, {"prompt": "", "steps": 9}, {"prompt": None}, {}),
+    *asked("/", {"prompt": 3, "steps": True}, [], "text", 3, None, b"", b"{", b'{"prompt":"a",}', b'{"prompt":"\\ud800"}'),
+    *asked("/", b'{"prompt":"a"}', content_type="text/plain"),
+    *asked("/", b'{"prompt":"a"}', content_type="application/vnd.mine+json"),
+    *asked("/async", {"prompt": "a"}, x_mine="m"),
+    *asked("/context", x_fal_request_id="r1"),
+    *(request for n in (0, 1, 2, 3, 4, 5, "x", "") for request in asked(f"/raised?n={n}")),
+    *asked("/raised"),
+    *asked("/json"),
+    *asked("/stream", {"prompt": "a", "steps": 3}),
+    *asked("/astream", {"prompt": "a"}),
+    *asked("/picture", *({"image": image, "debug": True} for image in (
+        "https://example.com/a.png", {"url": "https://example.com/a.png", "width": 3}, "not_a_valid_url", 3, None, {},
+    ))),
+    *asked("/wrong", {"prompt": "a"}),
+    *asked("/later"),
+    *asked("/two?q=z", {"a": {"prompt": "a"}, "b": {"text": "b"}}, {"a": {}}, [], None, b"", b"{"),
+    *asked("/two", {"a": {"prompt": "a"}, "b": {"text": "b"}}),
+    *asked("/none", {"a": 1}, [], None),
+    *asked("/cats/tom"),
+    *asked("/cats/none"),
+    *asked("/nope"),
+    *asked("/stream", method="GET"),
+]  # fmt: skip
+COMPARED = ("content-type", "x-fal-billable-units", "x-mine", "allow")
+
+ASK_FAL = """
+os.environ["IS_ISOLATE_AGENT"] = "1"
+import contextlib, io
+import served
+from starlette.testclient import TestClient
+
+requests = json.loads(open("requests.json").read())
+with contextlib.redirect_stdout(io.StringIO()):
+    with TestClient(served.Painter()._build_app(), raise_server_exceptions=False) as client:
+        answers = [client.request(m, p, headers=h, content=b.encode("latin-1")) for m, p, b, h in requests]
+out = [[a.status_code, a.text, dict(a.headers)] for a in answers]
+"""
+
+
+def test_an_app_of_the_package_answers_over_http_as_fals_own_server_answers(
+    fal_python: Path, in_fal: Check, tmp_path: Path
+) -> None:
+    """Contract 2; checklist 2, 3, 13 to 15, 18 to 23, 30. One unchanged app, asked twice: fal's server, and ours."""
+    (tmp_path / "served.py").write_text(SERVED)
+    (tmp_path / "requests.json").write_text(json.dumps(REQUESTS))
+    expected = in_fal(ASK_FAL)
+    command = [fal_python, HERE / "runner.py", tmp_path / "served.py", "--port", "0", "--log-format", "json"]
+    with running(command) as runner, runner.client() as client:
+        runner.wait_for("app.ready")
+        found = [
+            client.request(method, path, headers=headers, content=text.encode("latin-1"))
+            for method, path, text, headers in REQUESTS
+        ]
+        assert runner.stop() == 0
+
+    for request, ours, (status, text, headers) in zip(REQUESTS, found, expected, strict=True):
+        assert (ours.status_code, value_of(ours.text)) == (status, value_of(text)), request
+        for name in COMPARED:
+            assert ours.headers.get(name) == headers.get(name), (request, name)
+    printed = [line for line in runner.printed if line.startswith('{"traceback"')]
+    assert len(printed) == 2  # the out-of-memory and the bug: checklist 22
+    assert "ValueError: boom" in printed[1]
+
+
+def value_of(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def read(status: int, body: str, headers: dict[str, str]) -> tuple[int, Any, dict[str, str]]:

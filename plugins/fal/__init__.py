@@ -27,7 +27,7 @@ from .errors import answer_to
 from .installed import describe_fal_app
 from .modules import build_modules
 
-__all__ = ["describe_app", "lifespan", "map_error", "mount_app", "print_traceback", "provide_modules", "response_headers"]
+__all__ = ["describe_app", "lifespan", "map_error", "mount_app", "provide_modules", "response_headers"]
 
 log = logging.getLogger("runner.fal")
 

@@ -499,6 +499,35 @@ def test_an_app_of_the_package_answers_over_http_as_fals_own_server_answers(
     assert "ValueError: boom" in printed[1]
 
 
+def test_the_openapi_document_of_an_app_of_the_package_is_that_of_fals_own_server(
+    fal_python: Path, in_fal: Check, tmp_path: Path
+) -> None:
+    """Contract 3.1 and 3.2, checklist 24 and 26; but for the title, nulls as defaults, bytes and names of inputs."""
+    (tmp_path / "served.py").write_text(SERVED)
+    theirs = in_fal(
+        "os.environ['IS_ISOLATE_AGENT'] = '1'\n"
+        "import contextlib, io, served\n"
+        "with contextlib.redirect_stdout(io.StringIO()): out = served.Painter()._build_app().openapi()"
+    )
+    command = [fal_python, HERE / "runner.py", tmp_path / "served.py", "--openapi"]
+    ours = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert theirs["info"].pop("title") == "FastAPI"
+    assert ours["info"].pop("title") == "Painter"
+    ours["components"]["schemas"]["Image"]["properties"].pop("file_data")
+    theirs["components"]["schemas"]["Image-Input"]["properties"].pop("file_data")
+    assert without_null_defaults(ours) == without_null_defaults(json.loads(json.dumps(theirs).replace("-Input", "")))
+    assert ours["x-fal-order-paths"] == theirs["x-fal-order-paths"]
+
+
+def without_null_defaults(document: Any) -> Any:
+    if isinstance(document, list):
+        return [without_null_defaults(item) for item in document]
+    if isinstance(document, dict):
+        return {k: without_null_defaults(v) for k, v in document.items() if (k, v) != ("default", None)}
+    return document
+
+
 def value_of(text: str) -> Any:
     try:
         return json.loads(text)

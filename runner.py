@@ -42,7 +42,7 @@ if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` to
 
 from runner.plugins.bodies import Disconnected, read_body
 from runner.plugins.calling import make_call
-from runner.plugins.cancellation import Token, checkpoint
+from runner.plugins.cancellation import Token, checkpoint, shield
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.lanes import Lane
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
@@ -112,7 +112,7 @@ __all__ = [
     "RunnerError", "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "Unfetchable", "Video",
     "Wrapper", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "current_request", "derive_alias",
     "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette", "json_response", "main", "printable",
-    "read_options", "realtime", "safe_name",
+    "read_options", "realtime", "safe_name", "shield",
 ]  # fmt: skip
 
 log = structlog.get_logger("runner")
@@ -526,17 +526,26 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Set the app up beside whatever runs inside; tear it down at the end."""
-        self.lane.open()
-        self.aside.open()
+        for lane in (self.lane, self.aside):
+            lane.open()
+            lane.on_ghost = self._haunted
         async with AsyncExitStack() as contexts:
             for context in ask(self.plugins, "lifespan", service=self):
                 await contexts.enter_async_context(context)
+            log.info("plugins.loaded", plugins=list_plugins(self.plugins, own_version=__version__))
             setting_up = asyncio.create_task(self._set_up())
             try:
                 yield
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._tear_down(setting_up)
+
+    def _haunted(self) -> None:
+        """A thread outlived its cancel bound, or came back: not ready meanwhile."""
+        if ghosts := self.lane.ghosts + self.aside.ghosts:
+            self.health.become(State.UNHEALTHY, f"{ghosts} places are held by work that does not stop")
+        else:
+            self.health.become(State.READY)
 
     async def _set_up(self) -> None:
         began, limit = time.perf_counter(), self.app.options.startup_timeout
@@ -664,7 +673,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _print_openapi(service)
         if action == "check":
             return _print_check(service)
-        log.info("plugins.loaded", plugins=list_plugins(plugins, own_version=__version__))
         server = importlib.import_module("runner.plugins.server")
         return int(server.run(service, settings))
     except ConfigError as error:

@@ -274,6 +274,8 @@ class Lane:
     # --- the line
 
     def _enter(self, job: Job, start_within: float | None) -> None:
+        if self.ghosts >= self.places:
+            raise quarantined()
         with self._lock:
             free = self._running < self.places
             if free:
@@ -476,6 +478,10 @@ def _granted(job: Job) -> Callable[[], None]:
             job.lane.release(job)
 
     return grant
+
+
+def quarantined() -> ServerError:
+    return ServerError(503, "all places are held by work that does not stop", "runner_scheduling_failure", {"Retry-After": "10"})
 
 
 def too_many(waiting: int, expected_wait: float) -> ServerError:

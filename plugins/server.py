@@ -126,7 +126,8 @@ def _tell_ready(descriptor: int, url: str) -> None:
     line = json.dumps({"event": "ready", "url": url, "pid": os.getpid()})
     try:
         os.write(descriptor, line.encode() + b"\n")
-        os.close(descriptor)
+        if descriptor > 2:  # the log goes on
+            os.close(descriptor)
     except OSError as error:
         log.error("ready_fd.failed", descriptor=descriptor, problem=error.strerror)
 

@@ -51,8 +51,9 @@ from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
 from runner.plugins.types import Header, bind, describe
 from runner.schemas.app import AppSpec, derive_alias, read_options
-from runner.schemas.asgi import RawHeaders, Receive, Scope, Send
+from runner.schemas.asgi import ASGIApp, Message, RawHeaders, Receive, Scope, Send
 from runner.schemas.codec import Codec
+from runner.schemas.connection import HANGUP, ConnectionProtocol, HandOver
 from runner.schemas.endpoint import (
     Endpoint,
     Mark,
@@ -106,10 +107,10 @@ from runner.schemas.settings import Settings, read_settings
 
 # What app authors use, and all that the built-in plugins take from the floors below them.
 __all__ = [
-    "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError", "Content", "Endpoint",
-    "Fault", "File", "Finished", "HTTPError", "Header", "HealthCheck", "Image", "InvalidInput", "InvalidOutput",
-    "Loc", "Mark", "Mount", "Parameter", "RawHeaders", "Request", "RequestCancelled", "Response", "Route",
-    "RunnerError", "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "Unfetchable", "Video",
+    "HANGUP", "JSON", "ASGIApp", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError", "ConnectionProtocol", "Content", "Endpoint",
+    "Fault", "File", "Finished", "HTTPError", "HandOver", "Header", "HealthCheck", "Image", "InvalidInput", "InvalidOutput",
+    "Loc", "Mark", "Message", "Mount", "Parameter", "RawHeaders", "Request", "RequestCancelled", "Response", "Route",
+    "RunnerError", "Scope", "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "Unfetchable", "Video",
     "Wrapper", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "current_request", "derive_alias",
     "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette", "json_response", "main", "printable",
     "read_options", "realtime", "safe_name", "shield",
@@ -306,6 +307,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     service.added_headers = tuple(ask(plugins, "response_headers", service=service))
     service.error_maps = tuple(reversed(ask(plugins, "map_error", service=service)))
     service.observers = tuple(ask(plugins, "observe_requests", service=service))
+    service.connections = plugins.hook.connection_protocol(service=service)
     return service
 
 
@@ -336,6 +338,7 @@ class Service:
     added_headers: tuple[AddHeaders, ...] = ()
     error_maps: tuple[Callable[[BaseException], Response | None], ...] = ()
     observers: tuple[Callable[[Finished], None], ...] = ()
+    connections: ConnectionProtocol | None = None
 
     def __init__(self, app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) -> None:
         self.app, self.settings, self.plugins = app, settings, plugins
@@ -461,14 +464,21 @@ class Service:
             if watch is not None:
                 watch()
 
-    def _watch(self, request: Request, receive: Receive, reply: Reply) -> Callable[[], object]:
-        """Cancel `request` when its client hangs up; return what ends the watch."""
+    def _watch(self, request: Request, receive: Receive, reply: Reply) -> Callable[[], object] | None:
+        """Cancel `request` when its client hangs up; return what ends the watch, if somebody must."""
+
+        def hung_up() -> None:
+            if not reply.ended:
+                self.running_now.stop(request, "client_disconnected")
+
+        if (on_hangup := request.scope.get("extensions", {}).get(HANGUP)) is not None:
+            on_hangup(hung_up)
+            return None
 
         async def until_hangup() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            if not reply.ended:
-                self.running_now.stop(request, "client_disconnected")
+            hung_up()
 
         return asyncio.get_running_loop().create_task(until_hangup()).cancel
 

@@ -1,7 +1,8 @@
 """The server: one process from its open socket to its exit code.
 
-Hypercorn reads the bytes (HTTP/1.1, HTTP/2, WebSockets, TLS). Starting and stopping is ours:
-its own waits on idle connections, and on Python 3.12 and newer for as long as they live.
+A plugin's `connection_protocol` reads the bytes first, if there is one; hypercorn those that it
+hands over, or all (HTTP/1.1, HTTP/2, WebSockets). Starting and stopping is ours: hypercorn's own
+waits on idle connections, and on Python 3.12 and newer for as long as they live.
 
 The first SIGTERM or SIGINT drains: `handle_exit`, no more requests, running ones to their end or
 the end of the grace period, `teardown`, exit code 0. The second ends the process at once. A failed
@@ -30,6 +31,7 @@ from hypercorn.config import Config
 from hypercorn.utils import wrap_app
 
 from ..schemas.asgi import ASGIApp, Receive, Scope, Send
+from ..schemas.connection import ConnectionProtocol
 from ..schemas.health import Health, State
 from ..schemas.problems import ConfigError
 from ..schemas.settings import Settings
@@ -49,6 +51,7 @@ class Runnable(Protocol):
 
     health: Health
     instance: Any
+    connections: ConnectionProtocol | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
     def running(self) -> AbstractAsyncContextManager[None]: ...
@@ -111,7 +114,7 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
     service.health.watch(on_state)
     async with service.running():
         log.info("server.listening", url=url)
-        await serve(service, settings, sock, stopped)
+        await serve(service, settings, sock, stopped, service.connections)
     log.info("server.stopped")
     return SETUP_FAILED if service.health.state is State.FAILED else 0
 
@@ -144,9 +147,16 @@ def _leave_soon(code: int) -> None:
 
 
 async def serve(
-    app: ASGIApp, settings: Settings, sock: socket.socket, stopped: Callable[[], Awaitable[None]]
+    app: ASGIApp,
+    settings: Settings,
+    sock: socket.socket,
+    stopped: Callable[[], Awaitable[None]],
+    first: ConnectionProtocol | None = None,
 ) -> None:
-    """Answer connections on `sock` with `app` until `stopped()` returns, then close them all."""
+    """Answer connections on `sock` with `app` until `stopped()` returns, then close them all.
+
+    `first` reads them first, and leaves to hypercorn what it does not answer.
+    """
     config = Config()
     config.certfile, config.keyfile = settings.tls_cert or None, settings.tls_key or None
     config.alpn_protocols = ["h2", "http/1.1"]
@@ -166,18 +176,33 @@ async def serve(
         task.add_done_callback(connections.discard)
         await TCPServer(wrapped, loop, config, context, {}, reader, writer)
 
+    def stream() -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), connected, loop=loop)
+
+    def hand_over(transport: asyncio.Transport, data: bytes) -> None:
+        protocol = stream()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        if data:
+            protocol.data_received(data)
+
+    def accept() -> asyncio.BaseProtocol:
+        return stream() if first is None else first.connect(app, hand_over)
+
     tls: ssl.SSLContext | None = None
     if settings.tls_cert:
         try:
             tls = config.create_ssl_context()
         except ssl.SSLError as error:
             raise ConfigError(f"--tls-cert {settings.tls_cert}: not a certificate and its key ({error.reason})") from None
-    server = await asyncio.start_server(connected, sock=sock, backlog=2048, ssl=tls)
+    server = await loop.create_server(accept, sock=sock, backlog=2048, ssl=tls)
     try:
         await stopped()
     finally:
         server.close()
         await context.terminated.set()  # idle connections close
+        if first is not None:
+            await first.close(CLOSE_SECONDS)
         if connections:
             await asyncio.wait(connections, timeout=CLOSE_SECONDS)
         for task in list(connections):

@@ -27,30 +27,42 @@ STEPS = 60  # of the loop, after which both have done all they can with what the
 Received = list[tuple[str, str, bytes]]
 
 LINES = [b"GET / HTTP/1.1", b"POST /a HTTP/1.1", b"POST /b?c=d HTTP/1.0", b"HEAD / HTTP/1.1", b"OPTIONS /x HTTP/1.1", b"PUT /%41 HTTP/1.1"]
-HEADERS = [
-    b"Host: a", b"Host: a", b"Host: a", b"Host: b", b"Content-Length: 3", b"Content-Length: 4", b"Content-Length: 0", b"content-length: 3, 3",
-    b"Content-Length : 3", b"Content-Length:\t3 ", b"Content-Length: +3", b"Content_Length: 3",
-    b"Transfer-Encoding: chunked", b"transfer-encoding: Chunked", b"Transfer-Encoding: chunked, identity", b"Transfer-Encoding: \x0bchunked",
-    b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding:\r\n chunked", b"Transfer_Encoding: chunked", b"Connection: close",
-    b"Connection: keep-alive", b"Connection: Content-Length", b"Expect: 100-continue", b"X: y", b"X: \r\n folded", b"X: a\x00", b"X:",
+PLAIN = [b"Content-Length: 3", b"Transfer-Encoding: chunked", b"Connection: close", b"Connection: keep-alive, close", b"X: y", b"X:", b"Expect: 100-continue"]
+ODD = [
+    b"Host: b", b"Content-Length: 4", b"Content-Length: 0", b"content-length: 3, 3", b"Content-Length : 3", b"Content-Length:\t3 ",
+    b"Content-Length: +3", b"Content_Length: 3", b"transfer-encoding: Chunked", b"Transfer-Encoding: chunked, identity",
+    b"Transfer-Encoding: \x0bchunked", b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding:\r\n chunked", b"Transfer_Encoding: chunked",
+    b"Connection: Content-Length", b"X: \r\n folded", b"X: a\x00",
 ]  # fmt: skip
-BODIES = [b"", b"", b"abc", b"abcd", b"3\r\nabc\r\n0\r\n\r\n", b"0\r\n\r\n", b"3;x=y\r\nabc\r\n0\r\nX: y\r\n\r\n", b"3\nabc\n0\n\n", b"\r\n", b"abcGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"]
+# None of these leaves an empty line behind, whatever part of it is taken for the body: h11 refuses
+# one before a request, which RFC 9112 (2.2) asks to be passed over.
+BODIES = [b"", b"abc", b"abcd", b"3\r\nabc\r\n0\r\n\r\n", b"000;a\r\n\r\n", b"3;x=y\r\nabc\r\n0\r\nX: y\r\n\r\n", b"3\nabc\n0\n\n", b"abcGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"]
 SLIPS = [b"\r", b"\n", b"\r\n", b" ", b"\t", b"\0", b":", b",", b";", b"0", b"3", b"a", b"\xff", b""]
-
-requests = st.builds(
-    lambda line, headers, body: b"\r\n".join((line, *headers, b"", b"")) + body,
-    st.sampled_from(LINES), st.lists(st.sampled_from(HEADERS), min_size=1, max_size=4), st.sampled_from(BODIES),
-)  # fmt: skip
 
 
 @st.composite
-def streams(draw: st.DrawFn) -> bytes:
-    """One to three requests, with a few slips of the hand in them."""
-    data = b"".join(draw(st.lists(requests, min_size=1, max_size=3)))
-    for _ in range(draw(st.integers(0, 2))):
+def requests(draw: st.DrawFn) -> bytes:
+    """One request: sound, or with an odd header, and with a body that need not fit its head."""
+    headers = draw(st.lists(st.sampled_from(PLAIN), max_size=2, unique=True))
+    if draw(st.integers(0, 3)) == 0:
+        headers.insert(0, draw(st.sampled_from(ODD)))
+    body = draw(st.sampled_from(BODIES))
+    if draw(st.booleans()):
+        body = BODIES[3] if PLAIN[1] in headers else BODIES[1] if PLAIN[0] in headers else b""
+    return b"\r\n".join((draw(st.sampled_from(LINES)), b"Host: a", *headers, b"", b"")) + body
+
+
+@st.composite
+def streams(draw: st.DrawFn, slips: int = 0) -> bytes:
+    """One to three requests, with so many slips of the hand in them."""
+    data = b"".join(draw(st.lists(requests(), min_size=1, max_size=3)))
+    for _ in range(slips):
         at = draw(st.integers(0, len(data)))
         data = data[:at] + draw(st.sampled_from(SLIPS)) + data[at + draw(st.integers(0, 1)) :]
-    return data + b"GET /last HTTP/1.1\r\nHost: a\r\n\r\n"
+    return data + LAST
+
+
+LAST = b"GET /last HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Sink:
@@ -131,15 +143,31 @@ async def on_hypercorn(data: bytes) -> Received:
     return found
 
 
-@settings(max_examples=400, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
-@given(streams())
-def test_the_app_receives_no_request_that_hypercorn_does_not_see(data: bytes) -> None:
+fuzzed = settings(max_examples=300, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def on_both(data: bytes) -> tuple[Received, Received]:
     async def both() -> tuple[Received, Received]:
         return await on_the_lane(data), await on_hypercorn(data)
 
-    ours, theirs = asyncio.run(both())
+    return asyncio.run(both())
+
+
+@fuzzed
+@given(streams())
+def test_the_app_receives_no_request_that_hypercorn_does_not_see(data: bytes) -> None:
+    ours, theirs = on_both(data)
 
     assert ours == theirs[: len(ours)]
+
+
+@fuzzed
+@given(streams(slips=2))
+def test_with_slips_of_the_hand_one_may_stop_earlier_but_none_sees_another_request(data: bytes) -> None:
+    ours, theirs = on_both(data)
+
+    agreed = min(len(ours), len(theirs))
+    assert ours[:agreed] == theirs[:agreed]
 
 
 @pytest.mark.parametrize("line", [b"GET  / HTTP/1.1", b"GET / RTSP/1.0"])

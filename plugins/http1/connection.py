@@ -221,7 +221,7 @@ class Connection(asyncio.Protocol):
         if authority is not None:  # it beats the Host header (RFC 9112, 3.2.2)
             self._headers = [(b"host", authority), *(header for header in self._headers if header[0] != b"host")]
         exchange = Exchange(
-            self, {}, keep_alive=parser.should_keep_alive(), expects=framed.expects and framed.length != 0
+            self, {}, keep_alive=parser.should_keep_alive() and not framed.close, expects=framed.expects and framed.length != 0
         )
         exchange.scope = {
             "type": "http",

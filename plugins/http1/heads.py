@@ -93,6 +93,7 @@ class Framing(NamedTuple):
 
     length: int | None = None  # None: chunked
     expects: bool = False  # its client waits for a 100
+    close: bool = False  # it is the last on its connection
     upgrade: bytes = b""
 
 
@@ -102,7 +103,7 @@ def framing(watched: RawHeaders, version: str) -> Framing:
         raise Refused(505, "this is a server of HTTP/1.1")
     hosts = lengths = codings = 0
     length: int | None = 0
-    upgrade, expects = b"", False
+    upgrade, expects, close = b"", False, False
     for name, value in watched:
         if name == b"host":
             hosts += 1
@@ -119,6 +120,8 @@ def framing(watched: RawHeaders, version: str) -> Framing:
                 raise Refused(501, "the only transfer coding known here is chunked")
         elif name == b"expect":
             expects = value.lower() == b"100-continue" and version == "1.1"
+        elif name == b"connection":  # llhttp lets keep-alive beat close in HTTP/1.0
+            close = close or value.lower() == b"close" or b"close" in _tokens(value)
         elif name == b"upgrade":
             upgrade = value.lower()
     if hosts > 1 or (hosts == 0 and version == "1.1"):
@@ -129,10 +132,14 @@ def framing(watched: RawHeaders, version: str) -> Framing:
         raise Refused(400, "HTTP/1.0 has no Transfer-Encoding")
     if codings:
         length = None
-    return Framing(length, expects, upgrade)
+    return Framing(length, expects, close, upgrade)
 
 
-WATCHED = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
+def _tokens(value: bytes) -> list[bytes]:
+    return [token.strip() for token in value.lower().split(b",")]
+
+
+WATCHED = frozenset((b"connection", b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
 
 
 # --- answers

@@ -23,11 +23,10 @@ import os
 import sys
 import time
 import typing
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import anyio
 import pluggy
@@ -40,7 +39,7 @@ __version__ = "0.1.0"
 if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` took our folder off its path
     sys.path.insert(0, HOUSE)
 
-from runner.plugins.bodies import Disconnected, read_body
+from runner.plugins.bodies import Disconnected, read_body, refuse_two_framings, take_body
 from runner.plugins.calling import make_call
 from runner.plugins.cancellation import Token, checkpoint, shield
 from runner.plugins.hookspecs import hookimpl
@@ -53,7 +52,7 @@ from runner.plugins.types import Header, bind, describe
 from runner.schemas.app import AppSpec, derive_alias, read_options
 from runner.schemas.asgi import ASGIApp, Message, RawHeaders, Receive, Scope, Send
 from runner.schemas.codec import Codec
-from runner.schemas.connection import HANGUP, ConnectionProtocol, HandOver
+from runner.schemas.connection import SHORTCUTS, ConnectionProtocol, HandOver, Shortcuts
 from runner.schemas.endpoint import (
     Endpoint,
     Mark,
@@ -107,10 +106,10 @@ from runner.schemas.settings import Settings, read_settings
 
 # What app authors use, and all that the built-in plugins take from the floors below them.
 __all__ = [
-    "HANGUP", "JSON", "ASGIApp", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError", "ConnectionProtocol", "Content", "Endpoint",
+    "JSON", "SHORTCUTS", "ASGIApp", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError", "ConnectionProtocol", "Content", "Endpoint",
     "Fault", "File", "Finished", "HTTPError", "HandOver", "Header", "HealthCheck", "Image", "InvalidInput", "InvalidOutput",
     "Loc", "Mark", "Message", "Mount", "Parameter", "RawHeaders", "Request", "RequestCancelled", "Response", "Route",
-    "RunnerError", "Scope", "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "Unfetchable", "Video",
+    "RunnerError", "Scope", "ServerError", "Service", "ServiceView", "Settings", "Shortcuts", "Source", "State", "Unfetchable", "Video",
     "Wrapper", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "current_request", "derive_alias",
     "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette", "json_response", "main", "printable",
     "read_options", "realtime", "safe_name", "shield",
@@ -354,6 +353,8 @@ class Service:
         self.threads_are_out = True  # False once a thread of the lane outlived the shutdown
         self._codecs: dict[Any, Codec] = {}
         self._watching: set[asyncio.Task[None]] = set()
+        self._ids = new_ids()
+        self._new_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
 
     @property
     def lanes(self) -> Mapping[str, int]:
@@ -423,12 +424,13 @@ class Service:
         began = time.perf_counter()
         token = Token()
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        request = Request(_request_id(scope), scope=scope, path=path, token=token)
+        request = Request(scope=scope, path=path, token=token)
+        request.id = _asked_id(request) or next(self._ids)
         enter_request(request)
         reply = Reply(request, send, self.added_headers)
         self.running_now.add(request)
         try:
-            with anyio.CancelScope() as cancel_scope:
+            with self._new_scope() as cancel_scope:
                 token.on_cancel(cancel_scope.cancel)
                 await self._answer(request, receive, reply)
             if token.cancelled and token.reason != "client_disconnected":
@@ -441,12 +443,13 @@ class Service:
         """Find what answers, run it, send what it gives; whatever is raised becomes an answer too."""
         watch: Callable[[], object] | None = None
         try:
-            response = next((r for look in self.interceptors if (r := look(request)) is not None), None)
+            refuse_two_framings(request)
+            response = self._intercepted(request)
             if response is None:
                 found = self.routes.find(request)
                 reply.endpoint = found.endpoint
                 if request.method not in ("GET", "HEAD"):
-                    request.body = await read_body(receive, request.scope["headers"], self.settings.max_body_bytes)
+                    request.body = await self._body(request, receive)
                 if found.endpoint is not None:
                     self.running_now.begins(request, found.endpoint)
                     if found.endpoint.on_disconnect == "cancel":
@@ -464,6 +467,18 @@ class Service:
             if watch is not None:
                 watch()
 
+    def _intercepted(self, request: Request) -> Response | None:
+        for look in self.interceptors:
+            if (response := look(request)) is not None:
+                return response
+        return None
+
+    async def _body(self, request: Request, receive: Receive) -> bytes:
+        shortcuts = _shortcuts(request)
+        whole = shortcuts.take_body() if shortcuts is not None else None
+        headers, limit = request.scope["headers"], self.settings.max_body_bytes
+        return await read_body(receive, headers, limit) if whole is None else take_body(whole, headers, limit)
+
     def _watch(self, request: Request, receive: Receive, reply: Reply) -> Callable[[], object] | None:
         """Cancel `request` when its client hangs up; return what ends the watch, if somebody must."""
 
@@ -471,8 +486,8 @@ class Service:
             if not reply.ended:
                 self.running_now.stop(request, "client_disconnected")
 
-        if (on_hangup := request.scope.get("extensions", {}).get(HANGUP)) is not None:
-            on_hangup(hung_up)
+        if (shortcuts := _shortcuts(request)) is not None:
+            shortcuts.on_hangup(hung_up)
             return None
 
         async def until_hangup() -> None:
@@ -536,6 +551,7 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Set the app up beside whatever runs inside; tear it down at the end."""
+        self._new_scope = type(anyio.CancelScope())  # the loop's own class, which anyio would look up each time
         for lane in (self.lane, self.aside):
             lane.open()
             lane.on_ghost = self._haunted
@@ -627,14 +643,27 @@ class Service:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def _request_id(scope: Scope) -> str:
-    """The caller's `x-fal-request-id` if it can be shown, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-fal-request-id":
-            text: str = value.decode("latin-1")
-            if text.isprintable() and text and len(text) <= LONGEST_REQUEST_ID:
-                return text
-    return str(uuid4())
+def _asked_id(request: Request) -> str:
+    """The caller's `x-fal-request-id` if it can be shown; else an empty text."""
+    text = (request.header(b"x-fal-request-id") or b"").decode("latin-1")
+    return text if text.isprintable() and len(text) <= LONGEST_REQUEST_ID else ""
+
+
+VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+
+def new_ids() -> Iterator[str]:
+    """UUIDs of version 4, without end; the randomness of many is fetched at once."""
+    while True:
+        digits = os.urandom(16 * 256).hex()
+        for at in range(0, len(digits), 32):
+            d = digits[at : at + 32]
+            yield f"{d[:8]}-{d[8:12]}-4{d[13:16]}-{VARIANT[d[16]]}{d[17:20]}-{d[20:]}"
+
+
+def _shortcuts(request: Request) -> Shortcuts | None:
+    found: Shortcuts | None = request.scope.get("extensions", {}).get(SHORTCUTS)
+    return found
 
 
 def _from_outside(request: Request) -> bool:

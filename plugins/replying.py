@@ -7,19 +7,23 @@ from collections.abc import Callable
 import anyio
 
 from ..schemas.asgi import Message, RawHeaders, Send
+from ..schemas.connection import SHORTCUTS, Shortcuts
 from ..schemas.endpoint import Endpoint
 from ..schemas.foreign import ForeignResponse
 from ..schemas.request import Request
-from ..schemas.response import EVENTS, Response
+from ..schemas.response import EVENTS, JSON, Response
 
 AddHeaders = Callable[[Request], RawHeaders]
 BODILESS = (204, 304)
+JSON_TYPE = (b"content-type", JSON.encode())
+
 
 class Reply:
     """What was sent of one answer so far. Owned by the request's task."""
 
     def __init__(self, request: Request, send: Send, added: tuple[AddHeaders, ...]) -> None:
         self._request, self._send, self._added = request, send, added
+        self._shortcuts: Shortcuts | None = request.scope.get("extensions", {}).get(SHORTCUTS)
         self.endpoint: Endpoint | None = None
         self.status = 0  # 0: no head was sent
         self.bytes_out = 0
@@ -33,8 +37,14 @@ class Reply:
             if isinstance(response, ForeignResponse):
                 await response.app(self._request.scope, _nothing, self._foreign)
             elif response.stream is None:
-                await self._head(response, len(response.body))
-                await self._part(b"" if self._request.method == "HEAD" else response.body, False)
+                body = b"" if self._request.method == "HEAD" else response.body
+                if self._shortcuts is not None:
+                    headers = self._headers(response, len(response.body))
+                    self.bytes_out, self.ended = len(body), True
+                    self._shortcuts.answer(response.status, headers, body)
+                else:
+                    await self._head(response, len(response.body))
+                    await self._part(body, False)
             else:
                 self._streams_events = response.media_type == EVENTS
                 await self._head(response, None)
@@ -67,11 +77,17 @@ class Reply:
             await self._part(b"", False)
 
     async def _head(self, response: Response, length: int | None) -> None:
+        headers = self._headers(response, length)
+        await self._send({"type": "http.response.start", "status": response.status, "headers": headers})
+
+    def _headers(self, response: Response, length: int | None) -> RawHeaders:
         request = self._request
         self.status = response.status
         self.error_type = response.headers.get("x-fal-error-type")
         headers: RawHeaders = [(b"x-fal-request-id", (request.id or "").encode("latin-1"))]
-        if response.media_type is not None:
+        if response.media_type == JSON:
+            headers.append(JSON_TYPE)
+        elif response.media_type is not None:
             headers.append((b"content-type", response.media_type.encode("latin-1")))
         if length is not None and response.status >= 200 and response.status not in BODILESS:
             headers.append((b"content-length", b"%d" % length))
@@ -79,7 +95,7 @@ class Reply:
             headers.append((name.encode("latin-1"), value.encode("latin-1")))
         for added in self._added:
             headers += added(request)
-        await self._send({"type": "http.response.start", "status": response.status, "headers": headers})
+        return headers
 
     async def _part(self, part: bytes, more: bool) -> None:
         self.bytes_out += len(part)

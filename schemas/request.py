@@ -56,19 +56,23 @@ class Request:
     ) -> None:
         self.id = id
         self.scope: Scope = scope if scope is not None else {}
+        self.method: str | None = self.scope.get("method")
         self.path = path
         self.body = body
         self.path_parameters: Mapping[str, str] = {}
         self.token: Cancellable = token or Never()
         self.place: Any = None  # in the lane, while an endpoint runs for this request
+        self._first: dict[bytes, bytes] | None = None
 
     @property
     def request_id(self) -> str | None:
         return self.id
 
-    @property
-    def method(self) -> str | None:
-        return self.scope.get("method")
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of this name, in lower case, as it was sent: the quick way to one of them."""
+        if self._first is None:
+            self._first = dict(reversed([*self.scope.get("headers", ())]))
+        return self._first.get(name)
 
     @cached_property
     def headers(self) -> dict[str, str]:

@@ -67,10 +67,15 @@ class Server:
         if not self._open:
             self._empty.set()
 
-    def run(self, work: Coroutine[Any, Any, None]) -> None:
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` in a task of its own. It calls `forget` at its end, which is cheaper than a callback."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def forget(self, task: asyncio.Task[None] | None) -> None:
+        if task is not None:
+            self._tasks.discard(task)
 
 
 @hookimpl

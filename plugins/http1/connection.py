@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from ...schemas.asgi import ASGIApp, RawHeaders
-from ...schemas.connection import HANGUP, HandOver
+from ...schemas.connection import SHORTCUTS, HandOver
 from .exchange import Exchange
 from .heads import WATCHED, Framing, Refused, framing, take_apart
 
@@ -49,6 +49,7 @@ class Leaving:
 
     def __init__(self, begin: bytes) -> None:
         self.begin = begin
+        self.task: asyncio.Task[None] | None = None
 
 
 Turn = Exchange | Refused | Leaving
@@ -59,7 +60,8 @@ class Home(Protocol):
 
     def enter(self, connection: Connection) -> None: ...
     def leave(self, connection: Connection) -> None: ...
-    def run(self, work: Coroutine[Any, Any, None]) -> None: ...
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]: ...
+    def forget(self, task: asyncio.Task[None] | None) -> None: ...
 
 
 class Connection(asyncio.Protocol):
@@ -78,6 +80,7 @@ class Connection(asyncio.Protocol):
         self._preface: bytes | None = b""  # what has come of it, or of something else; None: something else
         self._unparsed: deque[bytes] = deque()  # held back while enough requests wait
         self._paused = False
+        self._held_up = False  # the next turn comes when the client has taken more of the last answer
         self._deaf = False  # what still comes is of no interest
         self._winding_up = False
         # Of the message that is being parsed:
@@ -125,6 +128,9 @@ class Connection(asyncio.Protocol):
         if self.room is not None:
             self.room.set()
             self.room = None
+            if self._held_up:
+                self._held_up = False
+                self._next_turn()
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -237,7 +243,7 @@ class Connection(asyncio.Protocol):
             "client": self._client,
             "server": self._server,
             "state": {},
-            "extensions": {HANGUP: exchange.on_hangup},
+            "extensions": {SHORTCUTS: exchange},
         }
         self._reading = exchange
         self._take_turn(exchange)
@@ -299,9 +305,9 @@ class Connection(asyncio.Protocol):
 
     def _begin_turn(self, turn: Turn) -> None:
         if isinstance(turn, Exchange):
-            self._home.run(self._serve(turn))
+            turn.task = self._home.start(self._serve(turn))
         elif isinstance(turn, Leaving):
-            self._home.run(self._leave_once_written(turn))
+            turn.task = self._home.start(self._leave_once_written(turn))
         else:
             log.debug("http1.refused", status=turn.status, why=str(turn), client=self._client)
             self.write(turn.answer())
@@ -326,10 +332,12 @@ class Connection(asyncio.Protocol):
                 if not exchange.begun:
                     self.write(Refused(500, "Internal Server Error").answer())
                 self._close(linger=not exchange.arrived)
+            self._home.forget(exchange.task)
 
     async def _leave_once_written(self, leaving: Leaving) -> None:
-        if self.room is not None:
+        while self.room is not None:
             await self.room.wait()
+        self._home.forget(leaving.task)
         if not self._deaf:
             self._leave(leaving.begin + b"".join(self._unparsed))
 
@@ -387,7 +395,10 @@ class Connection(asyncio.Protocol):
 
     def answered(self, exchange: Exchange) -> None:
         if exchange.keep_alive and not self._winding_up:
-            self._next_turn()
+            if self.room is None:
+                self._next_turn()
+            else:
+                self._held_up = True
         else:
             self._close(linger=not exchange.arrived)
 
@@ -465,6 +476,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._held_up = False
         self.resume_writing()
         self._reading = None
         self._parser = None  # type: ignore[assignment] # it holds methods of ours: end the circle

@@ -36,7 +36,7 @@ class Exchange:
 
     __slots__ = (
         "_hangups", "_headers", "_left", "_line", "_parts", "_size", "_status", "_told", "_waiter",
-        "_write_part", "answered", "arrived", "begun", "expects", "gone", "keep_alive", "scope",
+        "_write_part", "answered", "arrived", "begun", "expects", "gone", "keep_alive", "scope", "task",
     )  # fmt: skip
 
     def __init__(self, line: Line, scope: Scope, *, keep_alive: bool, expects: bool) -> None:
@@ -55,6 +55,7 @@ class Exchange:
         self._headers: RawHeaders = []
         self._left = 0  # bytes that Content-Length still promises
         self._write_part = self._write_plain
+        self.task: asyncio.Task[None] | None = None  # the app's call
 
     # --- told by the connection
 
@@ -93,6 +94,21 @@ class Exchange:
         else:
             self._hangups.append(callback)
 
+    def take_body(self) -> bytes | None:
+        """The body, if all of it is here and nobody has received a part of it."""
+        if not self.arrived or self._told or self.gone:
+            return None
+        self._told = True
+        parts, self._parts, self._size = self._parts, [], 0
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def answer(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """Send the whole answer at once. What the client does not take yet is kept by its connection."""
+        if self._status:
+            raise RuntimeError("the answer has started already")
+        self._status, self._headers = status, headers
+        self._send_part(body, False)
+
     async def receive(self) -> Message:
         while True:
             if self.gone or (self.answered and self._told):
@@ -119,7 +135,10 @@ class Exchange:
         if message["type"] == "http.response.body":
             if not self._status:
                 raise RuntimeError("the answer's body comes before its start")
-            self._send_part(message.get("body", b""), message.get("more_body", False))
+            more = message.get("more_body", False)
+            self._send_part(message.get("body", b""), more)
+            if not more:
+                return  # what is held up delays the next answer, not this app
         elif message["type"] == "http.response.start":
             self._start(message["status"], message.get("headers", []))
         if self._line.room is not None:
@@ -131,8 +150,10 @@ class Exchange:
         if self._status:
             raise RuntimeError("the answer has started already")
         self._status, self._headers = status, headers
-        if all(header[0] != b"content-length" for header in headers):
-            self._line.loop.call_soon(self._flush_head)  # its first part may be long in coming
+        for name, _ in headers:
+            if name == b"content-length":
+                return
+        self._line.loop.call_soon(self._flush_head)  # its first part may be long in coming
 
     def _flush_head(self) -> None:
         if not (self.begun or self.gone):

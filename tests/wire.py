@@ -92,13 +92,13 @@ class Client:
 
     async def rest(self) -> bytes:
         """All that comes until the server closes, or cuts the connection off."""
-        found = b""
+        found = bytearray()
         try:
             while part := await self.reader.read(65536):
                 found += part
         except ConnectionError:
             pass
-        return found
+        return bytes(found)
 
     def close(self) -> None:
         self.writer.close()

@@ -124,9 +124,9 @@ class Exchange:
             await self._news()
 
     async def _news(self) -> None:
-        self._line.resume()
         self._waiter = self._line.loop.create_future()
         try:
+            self._line.resume()  # which may bring the news at once
             await self._waiter
         finally:
             self._waiter = None

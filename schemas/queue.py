@@ -1,6 +1,6 @@
 """A job of the queue: what is kept of it, where it can stand, and what a store must promise.
 
-Every change of a job is a `Move`, and `advance` is the one place that says which moves there are.
+Every change of a job is a `JobMove`, and `advance_job` is the one place that says which moves there are.
 A store applies it to what it has stored, so of two moves that race only one is made.
 """
 
@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-Headers = tuple[tuple[str, str], ...]
+JobHeaders = tuple[tuple[str, str], ...]
 Priority = Literal["normal", "low"]
 
 
@@ -28,7 +28,7 @@ class JobState(enum.StrEnum):
     PARKED = "parked"  # the process died twice while it ran
 
 
-class Move(enum.StrEnum):
+class JobMove(enum.StrEnum):
     """What may happen to a job."""
 
     BEGIN = "begin"
@@ -44,17 +44,17 @@ class Move(enum.StrEnum):
 
 
 S = JobState
-MOVES: dict[Move, dict[JobState, JobState]] = {
-    Move.BEGIN: {S.WAITING: S.RUNNING},
-    Move.FINISH: {S.RUNNING: S.DONE, S.WAITING: S.DONE},
-    Move.FAIL: {S.RUNNING: S.FAILED, S.WAITING: S.FAILED},  # a wrong input fails before it begins
-    Move.CANCEL: {S.WAITING: S.CANCELLED, S.RUNNING: S.CANCELLED},
-    Move.MISS: {S.WAITING: S.LATE},
-    Move.ASK: {S.RUNNING: S.RUNNING},
-    Move.RETRY: {S.RUNNING: S.WAITING, S.WAITING: S.WAITING},
-    Move.PUT_BACK: {S.RUNNING: S.WAITING},
-    Move.RECOVER: {S.RUNNING: S.WAITING},
-    Move.PARK: {S.RUNNING: S.PARKED},
+MOVES: dict[JobMove, dict[JobState, JobState]] = {
+    JobMove.BEGIN: {S.WAITING: S.RUNNING},
+    JobMove.FINISH: {S.RUNNING: S.DONE, S.WAITING: S.DONE},
+    JobMove.FAIL: {S.RUNNING: S.FAILED, S.WAITING: S.FAILED},  # a wrong input fails before it begins
+    JobMove.CANCEL: {S.WAITING: S.CANCELLED, S.RUNNING: S.CANCELLED},
+    JobMove.MISS: {S.WAITING: S.LATE},
+    JobMove.ASK: {S.RUNNING: S.RUNNING},
+    JobMove.RETRY: {S.RUNNING: S.WAITING, S.WAITING: S.WAITING},
+    JobMove.PUT_BACK: {S.RUNNING: S.WAITING},
+    JobMove.RECOVER: {S.RUNNING: S.WAITING},
+    JobMove.PARK: {S.RUNNING: S.PARKED},
 }
 ENDS = frozenset(JobState) - {S.WAITING, S.RUNNING}
 
@@ -76,7 +76,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     path: str  # of the endpoint
     submitted: float
     query: str = ""
-    headers: Headers = ()  # that the endpoint gets
+    headers: JobHeaders = ()  # that the endpoint gets
     priority: Priority = "normal"
     start_by: float | None = None
     webhook: str | None = None
@@ -102,22 +102,22 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.state in ENDS
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class JobOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to a job, as its result is served."""
 
     status: int
     body: bytes
     media_type: str = "application/json"
-    headers: Headers = ()
+    headers: JobHeaders = ()
     logs: tuple[LogLine, ...] = ()
 
 
-class Change(msgspec.Struct, frozen=True, kw_only=True):
+class JobChange(msgspec.Struct, frozen=True, kw_only=True):
     """A move with what it brings along."""
 
-    move: Move
+    move: JobMove
     at: float
-    outcome: Outcome | None = None  # with every move to an end
+    outcome: JobOutcome | None = None  # with every move to an end
     error: str | None = None
     error_type: str | None = None
     not_before: float = 0.0
@@ -133,25 +133,25 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     due: float = 0.0
 
 
-def advance(job: Job, change: Change) -> Job | None:
+def advance_job(job: Job, change: JobChange) -> Job | None:
     """`job` after `change`, or None when there is no such move from where it stands."""
     to = MOVES[change.move].get(job.state)
     if to is None:
         return None
     moved = msgspec.structs.replace(job, state=to)
     match change.move:
-        case Move.BEGIN:
+        case JobMove.BEGIN:
             return msgspec.structs.replace(moved, attempts=job.attempts + 1, began=change.at)
-        case Move.ASK:
+        case JobMove.ASK:
             return msgspec.structs.replace(moved, asked=True)
-        case Move.RETRY:
+        case JobMove.RETRY:
             uncounted = job.state is S.WAITING  # it failed before it began
             return msgspec.structs.replace(
                 moved, attempts=job.attempts + uncounted, not_before=change.not_before, gateway_id=change.gateway_id
             )
-        case Move.PUT_BACK:
+        case JobMove.PUT_BACK:
             return msgspec.structs.replace(moved, attempts=job.attempts - 1)
-        case Move.RECOVER:
+        case JobMove.RECOVER:
             return msgspec.structs.replace(moved, crashes=job.crashes + 1, gateway_id=change.gateway_id)
     return msgspec.structs.replace(
         moved,
@@ -159,7 +159,7 @@ def advance(job: Job, change: Change) -> Job | None:
         status=change.outcome.status if change.outcome else 0,
         error=change.error,
         error_type=change.error_type,
-        crashes=job.crashes + (change.move is Move.PARK),
+        crashes=job.crashes + (change.move is JobMove.PARK),
     )
 
 
@@ -186,8 +186,8 @@ class QueueStore(Protocol):
         """
         ...
 
-    async def change(self, id: str, change: Change) -> Job | None:
-        """Apply `advance` to the stored job and keep what it gives, with the outcome in the same step.
+    async def change(self, id: str, change: JobChange) -> Job | None:
+        """Apply `advance_job` to the stored job and keep what it gives, with the outcome in the same step.
 
         None when there is no such job or no such move. At an end the input is let go, and a job
         with a webhook gets its Delivery.
@@ -196,7 +196,7 @@ class QueueStore(Protocol):
 
     async def load(self, id: str) -> Job | None: ...
     async def input(self, id: str) -> bytes: ...
-    async def outcome(self, id: str) -> Outcome | None: ...
+    async def outcome(self, id: str) -> JobOutcome | None: ...
 
     async def deliveries(self) -> Sequence[Delivery]:
         """The webhooks that are still to be delivered."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runner.plugins.queue.contract import Reopen, StoreContract, job, outcome, to
 from runner.plugins.queue.sqlite import SqliteStore
-from runner.schemas.queue import ENDS, MOVES, JobState, Move, Unstorable
+from runner.schemas.queue import ENDS, MOVES, JobMove, JobState, Unstorable
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def test_when_the_disk_is_full_submits_are_refused_and_what_runs_may_end(t
     store = SqliteStore(tmp_path)
     await store.open()
     await store.submit(job(), b"{}")
-    await store.change("one", to(Move.BEGIN))
+    await store.change("one", to(JobMove.BEGIN))
     full = True
 
     def fill(connection: sqlite3.Connection) -> None:
@@ -69,7 +69,7 @@ async def test_when_the_disk_is_full_submits_are_refused_and_what_runs_may_end(t
             await store.submit(job(f"filler {number}"), b"x" * 5000)
     with pytest.raises(Unstorable, match="full"):
         await store.submit(job("another"), b"x" * 5000)
-    assert await store.change("one", to(Move.FINISH, outcome=outcome(b"fits in the page that its input leaves")))
+    assert await store.change("one", to(JobMove.FINISH, outcome=outcome(b"fits in the page that its input leaves")))
     full = False
     await store._do(fill)
     await store.submit(job("another"), b"x" * 5000)

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from ...schemas.queue import Change, Job, JobState, LogLine, Move, Outcome, QueueStore
+from ...schemas.queue import Job, JobChange, JobMove, JobOutcome, JobState, LogLine, QueueStore
 
 Reopen = Callable[[], QueueStore]
 LARGE = 300_000  # bytes; more than any store should keep in a row
@@ -21,15 +21,15 @@ def job(id: str = "one", **fields: Any) -> Job:
     return Job(**{"id": id, "path": "/", "submitted": 1.0, **fields})
 
 
-def outcome(body: bytes = b'{"text":"done"}', status: int = 200) -> Outcome:
+def outcome(body: bytes = b'{"text":"done"}', status: int = 200) -> JobOutcome:
     line = LogLine(message="hello", level="STDOUT", timestamp="2026-01-01T00:00:00+00:00", labels={"fal_request_id": "one"})
-    return Outcome(status=status, body=body, headers=(("x-fal-billable-units", "5"),), logs=(line,))
+    return JobOutcome(status=status, body=body, headers=(("x-fal-billable-units", "5"),), logs=(line,))
 
 
-def to(move: Move, **fields: Any) -> Change:
-    if move in (Move.FINISH, Move.FAIL, Move.CANCEL, Move.MISS, Move.PARK):
+def to(move: JobMove, **fields: Any) -> JobChange:
+    if move in (JobMove.FINISH, JobMove.FAIL, JobMove.CANCEL, JobMove.MISS, JobMove.PARK):
         fields.setdefault("outcome", outcome())
-    return Change(move=move, **{"at": 2.0, **fields})
+    return JobChange(move=move, **{"at": 2.0, **fields})
 
 
 class StoreContract:
@@ -55,9 +55,9 @@ class StoreContract:
         store = reopen()
         await store.open()
         await store.submit(job(), b"{}")
-        await store.change("one", to(Move.BEGIN))
+        await store.change("one", to(JobMove.BEGIN))
 
-        ends = (Move.FINISH, Move.CANCEL, Move.FAIL, Move.PARK)
+        ends = (JobMove.FINISH, JobMove.CANCEL, JobMove.FAIL, JobMove.PARK)
         made = await asyncio.gather(*(store.change("one", to(move)) for move in ends))
 
         over = [moved for moved in made if moved is not None]
@@ -73,9 +73,9 @@ class StoreContract:
         await store.open()
         await store.submit(job(), b"{}")
 
-        for move in (Move.ASK, Move.PUT_BACK, Move.RECOVER, Move.PARK):
+        for move in (JobMove.ASK, JobMove.PUT_BACK, JobMove.RECOVER, JobMove.PARK):
             assert await store.change("one", to(move)) is None
-        assert await store.change("nobody", to(Move.BEGIN)) is None
+        assert await store.change("nobody", to(JobMove.BEGIN)) is None
         loaded = await store.load("one")
         assert loaded is not None
         assert loaded.state is JobState.WAITING
@@ -87,8 +87,8 @@ class StoreContract:
             store = reopen()
             await store.open()
             await store.submit(job(id), b"i" * LARGE)
-            await store.change(id, to(Move.BEGIN))
-            await store.change(id, to(Move.FINISH, outcome=outcome(body)))
+            await store.change(id, to(JobMove.BEGIN))
+            await store.change(id, to(JobMove.FINISH, outcome=outcome(body)))
             await store.close()
 
             again = reopen()
@@ -106,11 +106,11 @@ class StoreContract:
         first = reopen()
         await first.open()
         await first.submit(job(), b"{}")
-        await first.change("one", to(Move.BEGIN))
+        await first.change("one", to(JobMove.BEGIN))
 
         second = reopen()
         (found,) = await second.open()
-        recovered = await second.change("one", to(Move.RECOVER))
+        recovered = await second.change("one", to(JobMove.RECOVER))
 
         assert (found.state, found.attempts) == (JobState.RUNNING, 1)
         assert recovered is not None
@@ -145,7 +145,7 @@ class StoreContract:
         await store.open()
         await store.submit(job(webhook="https://hooks.example/"), b"{}")
         assert await store.deliveries() == []
-        await store.change("one", to(Move.CANCEL))
+        await store.change("one", to(JobMove.CANCEL))
         await store.deliver_later("one", due=9.0)
 
         (owed,) = await store.deliveries()
@@ -161,7 +161,7 @@ class StoreContract:
         for at, id in enumerate("abcde"):
             await store.submit(job(id, keeps=id != "c"), b"{}")
             if id != "e":
-                await store.change(id, to(Move.CANCEL, at=float(at), outcome=outcome(b"x" * 1000)))
+                await store.change(id, to(JobMove.CANCEL, at=float(at), outcome=outcome(b"x" * 1000)))
 
         gone = await store.sweep(ended_before=1.0, let_go_before=3.0, budget_bytes=1500)
 

@@ -27,7 +27,16 @@ from uuid import uuid4
 import anyio
 import msgspec
 
-from ...schemas.queue import Change, Delivery, Headers, Job, LogLine, Outcome, Unstorable, advance
+from ...schemas.queue import (
+    Delivery,
+    Job,
+    JobChange,
+    JobHeaders,
+    JobOutcome,
+    LogLine,
+    Unstorable,
+    advance_job,
+)
 
 INLINE_BYTES = 64 * 1024
 LARGEST_BATCH = 512  # changes that share a commit
@@ -75,7 +84,7 @@ class About(msgspec.Struct, frozen=True):
 
     status: int
     media_type: str
-    headers: Headers
+    headers: JobHeaders
     logs: tuple[LogLine, ...]
 
 
@@ -155,7 +164,7 @@ class SqliteStore:
             await self._remove(file)
         return kept
 
-    async def change(self, id: str, change: Change) -> Job | None:
+    async def change(self, id: str, change: JobChange) -> Job | None:
         outcome = change.outcome
         inline, file = await self._placed(outcome.body) if outcome else (None, None)
         let_go: list[str | None] = []
@@ -163,7 +172,7 @@ class SqliteStore:
         def apply(connection: sqlite3.Connection) -> Job | None:
             let_go[:] = [file]
             job = _load(connection, id)
-            moved = advance(job, change) if job is not None else None
+            moved = advance_job(job, change) if job is not None else None
             if moved is None:
                 return None
             size = len(outcome.body) if outcome else 0
@@ -202,12 +211,12 @@ class SqliteStore:
             raise KeyError(id)
         return await self._body(found)
 
-    async def outcome(self, id: str) -> Outcome | None:
+    async def outcome(self, id: str) -> JobOutcome | None:
         found = await self._do(lambda connection: _payload_of(connection, id, "outcome"))
         if found is None:
             return None
         about, body = decode_about(found.about), await self._body(found)
-        return Outcome(status=about.status, body=body, media_type=about.media_type, headers=about.headers, logs=about.logs)
+        return JobOutcome(status=about.status, body=body, media_type=about.media_type, headers=about.headers, logs=about.logs)
 
     async def deliveries(self) -> Sequence[Delivery]:
         rows = await self._do(lambda c: c.execute("SELECT id, url, attempts, due FROM deliveries").fetchall())

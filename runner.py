@@ -51,7 +51,7 @@ from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
 from runner.plugins.types import Header, bind, describe
 from runner.schemas.app import AppSpec, derive_alias, read_options
-from runner.schemas.asgi import RawHeaders, Receive, Scope, Send
+from runner.schemas.asgi import Message, RawHeaders, Receive, Scope, Send
 from runner.schemas.codec import Codec
 from runner.schemas.endpoint import (
     Endpoint,
@@ -78,6 +78,7 @@ from runner.schemas.files import (
 )
 from runner.schemas.foreign import is_starlette
 from runner.schemas.health import Health, HealthCheck, State
+from runner.schemas.origins import Origins
 from runner.schemas.problems import (
     ConfigError,
     Fault,
@@ -90,9 +91,24 @@ from runner.schemas.problems import (
     printable,
     stopped_problem,
 )
+from runner.schemas.queue import (
+    ENDS,
+    Delivery,
+    Job,
+    JobChange,
+    JobHeaders,
+    JobMove,
+    JobOutcome,
+    JobState,
+    LogLine,
+    Priority,
+    QueueStore,
+    Unstorable,
+    advance_job,
+)
 from runner.schemas.request import Request, current_request, enter_request
-from runner.schemas.response import JSON, Response, json_response
-from runner.schemas.routes import Routes
+from runner.schemas.response import EVENTS, JSON, Response, json_response
+from runner.schemas.routes import Routes, compiled
 from runner.schemas.service import (
     Answer,
     Bind,
@@ -107,13 +123,16 @@ from runner.schemas.settings import Settings, read_settings
 
 # What app authors use, and all that the built-in plugins take from the floors below them.
 __all__ = [
-    "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError", "Content",
-    "Endpoint", "Fault", "File", "Finished", "HTTPError", "Header", "HealthCheck", "Image", "InvalidInput",
-    "InvalidOutput", "Loc", "Mark", "Mount", "OnOutput", "OutputStream", "Parameter", "RawHeaders", "Request",
-    "RequestCancelled", "Response", "Retry", "Route", "RunnerError", "ServerError", "Service", "ServiceView",
-    "Settings", "Source", "State", "Unfetchable", "Video", "Wrapper", "asgi", "assemble", "check_path",
-    "checked_url", "checkpoint", "current_request", "derive_alias", "describe_app", "endpoint", "hookimpl",
-    "is_data", "is_starlette", "json_response", "main", "printable", "read_options", "realtime", "safe_name",
+    "ENDS", "EVENTS", "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError",
+    "Content", "Delivery", "Endpoint", "Fault", "File", "Finished", "HTTPError", "Header", "HealthCheck",
+    "Image", "InvalidInput", "InvalidOutput", "Job", "JobChange", "JobHeaders", "JobMove", "JobOutcome",
+    "JobState", "Loc", "LogLine", "Mark", "Message", "Mount", "OnOutput", "Origins", "OutputStream",
+    "Parameter", "Priority", "QueueStore", "RawHeaders", "Request", "RequestCancelled", "Response", "Retry",
+    "Route", "RunnerError", "Scope", "ServerError", "Service", "ServiceView", "Settings", "Source", "State",
+    "Unfetchable", "Unstorable", "Video", "Wrapper", "advance_job", "asgi", "assemble", "check_path",
+    "checked_url", "checkpoint", "compiled", "current_request", "derive_alias", "describe_app", "endpoint",
+    "hookimpl", "is_data", "is_starlette", "json_response", "main", "printable", "read_options", "realtime",
+    "safe_name", "stopped_problem",
 ]  # fmt: skip
 
 log = structlog.get_logger("runner")
@@ -303,6 +322,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
             service.routes.add("POST", endpoint.path, Answer(service.running_now.after(answer)))
     for path in cancels:
         service.routes.add("POST", path, Answer(service.running_now.by_id))
+    service.queue_store = plugins.hook.queue_store(service=service)
     for routes in reversed(ask(plugins, "register_routes", service=service)):
         for route in routes:
             service.routes.add(route.method, route.path, Answer(route.answer))
@@ -344,6 +364,7 @@ class Service:
     error_maps: tuple[Callable[[BaseException], Response | None], ...] = ()
     observers: tuple[Callable[[Finished], None], ...] = ()
     output_observers: tuple[OnOutput, ...] = ()
+    queue_store: QueueStore | None = None
 
     def __init__(self, app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) -> None:
         self.app, self.settings, self.plugins = app, settings, plugins
@@ -431,7 +452,7 @@ class Service:
         """Answer one request within its one cancel scope, which nobody else opens or owns."""
         began, token = time.perf_counter(), request.token
         enter_request(request)
-        reply = Reply(request, send, self.added_headers)
+        reply = Reply(request, send, self.added_headers if request.begin is None else ())
         self.running_now.add(request)
         try:
             with anyio.CancelScope() as cancel_scope:

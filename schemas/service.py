@@ -13,6 +13,7 @@ from .codec import Codec
 from .endpoint import Endpoint
 from .events import OnOutput
 from .health import Health
+from .queue import QueueStore
 from .request import Request
 from .response import Response
 from .settings import Settings
@@ -76,6 +77,11 @@ class ServiceView(Protocol):
 
     @property
     def output_observers(self) -> tuple[OnOutput, ...]: ...
+    @property
+    def queue_store(self) -> QueueStore | None:
+        """What the hook of that name gave; known before `register_routes` is asked."""
+        ...
+
     @property
     def running_now(self) -> RunningView: ...
 

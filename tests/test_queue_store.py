@@ -64,9 +64,12 @@ async def test_when_the_disk_is_full_submits_are_refused_and_what_runs_may_end(t
         connection.execute(f"PRAGMA max_page_count = {pages}")
 
     await store._do(fill)
-    with pytest.raises(Unstorable, match="full"):
+    async def submit_until_it_is_full() -> None:
         for number in range(200):
             await store.submit(job(f"filler {number}"), b"x" * 5000)
+
+    with pytest.raises(Unstorable, match="full"):
+        await submit_until_it_is_full()
     with pytest.raises(Unstorable, match="full"):
         await store.submit(job("another"), b"x" * 5000)
     assert await store.change("one", to(JobMove.FINISH, outcome=outcome(b"fits in the page that its input leaves")))

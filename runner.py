@@ -50,7 +50,7 @@ from runner.plugins.registry import ask, list_plugins, load_plugins
 from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
 from runner.plugins.types import Header, bind, describe
-from runner.schemas.app import AppSpec, derive_alias, read_options
+from runner.schemas.app import AppSpec, Options, derive_alias, read_options
 from runner.schemas.asgi import Message, RawHeaders, Receive, Scope, Send
 from runner.schemas.codec import Codec
 from runner.schemas.endpoint import (
@@ -126,7 +126,7 @@ __all__ = [
     "ENDS", "EVENTS", "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError",
     "Content", "Delivery", "Endpoint", "Fault", "File", "Finished", "HTTPError", "Header", "HealthCheck",
     "Image", "InvalidInput", "InvalidOutput", "Job", "JobChange", "JobHeaders", "JobMove", "JobOutcome",
-    "JobState", "Loc", "LogLine", "Mark", "Message", "Mount", "OnOutput", "Origins", "OutputStream",
+    "JobState", "Loc", "LogLine", "Mark", "Message", "Mount", "OnOutput", "Options", "Origins", "OutputStream",
     "Parameter", "Priority", "QueueStore", "RawHeaders", "Request", "RequestCancelled", "Response", "Retry",
     "Route", "RunnerError", "Scope", "ServerError", "Service", "ServiceView", "Settings", "Source", "State",
     "Unfetchable", "Unstorable", "Video", "Wrapper", "advance_job", "asgi", "assemble", "check_path",

@@ -114,6 +114,7 @@ class Dispatcher:
         try:
             yield
         finally:
+            self._is_open = False  # nothing is dispatched any more
             for live in self._live.values():
                 if live.timer is not None:
                     live.timer.cancel()

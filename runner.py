@@ -50,19 +50,20 @@ from runner.plugins.registry import ask, list_plugins, load_plugins
 from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
 from runner.plugins.types import Header, bind, describe
-from runner.schemas.app import AppSpec, derive_alias, read_options
-from runner.schemas.asgi import RawHeaders, Receive, Scope, Send
+from runner.schemas.app import AppSpec, Options, derive_alias, read_options
+from runner.schemas.asgi import Message, RawHeaders, Receive, Scope, Send
 from runner.schemas.codec import Codec
 from runner.schemas.endpoint import (
     Endpoint,
     Mark,
     OnDisconnect,
     Parameter,
+    Retry,
     Source,
     check_path,
     realtime_mode,
 )
-from runner.schemas.events import Finished
+from runner.schemas.events import Finished, OnOutput, OutputStream
 from runner.schemas.files import (
     Audio,
     Content,
@@ -77,6 +78,7 @@ from runner.schemas.files import (
 )
 from runner.schemas.foreign import is_starlette
 from runner.schemas.health import Health, HealthCheck, State
+from runner.schemas.origins import Origins
 from runner.schemas.problems import (
     ConfigError,
     Fault,
@@ -89,9 +91,24 @@ from runner.schemas.problems import (
     printable,
     stopped_problem,
 )
+from runner.schemas.queue import (
+    ENDS,
+    Delivery,
+    Job,
+    JobChange,
+    JobHeaders,
+    JobMove,
+    JobOutcome,
+    JobState,
+    LogLine,
+    Priority,
+    QueueStore,
+    Unstorable,
+    advance_job,
+)
 from runner.schemas.request import Request, current_request, enter_request
-from runner.schemas.response import JSON, Response, json_response
-from runner.schemas.routes import Routes
+from runner.schemas.response import EVENTS, JSON, Response, json_response
+from runner.schemas.routes import Routes, compiled
 from runner.schemas.service import (
     Answer,
     Bind,
@@ -106,13 +123,15 @@ from runner.schemas.settings import Settings, read_settings
 
 # What app authors use, and all that the built-in plugins take from the floors below them.
 __all__ = [
-    "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError", "Content", "Endpoint",
-    "Fault", "File", "Finished", "HTTPError", "Header", "HealthCheck", "Image", "InvalidInput", "InvalidOutput",
-    "Loc", "Mark", "Mount", "Parameter", "RawHeaders", "Request", "RequestCancelled", "Response", "Route",
-    "RunnerError", "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "Unfetchable", "Video",
-    "Wrapper", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "current_request", "derive_alias",
-    "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette", "json_response", "main", "printable",
-    "read_options", "realtime", "safe_name", "shield",
+    "ENDS", "EVENTS", "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError",
+    "Content", "Delivery", "Endpoint", "Fault", "File", "Finished", "HTTPError", "Header", "HealthCheck", "Image",
+    "InvalidInput", "InvalidOutput", "Job", "JobChange", "JobHeaders", "JobMove", "JobOutcome", "JobState", "Loc",
+    "LogLine", "Mark", "Message", "Mount", "OnOutput", "Options", "Origins", "OutputStream", "Parameter", "Priority",
+    "QueueStore", "RawHeaders", "Request", "RequestCancelled", "Response", "Retry", "Route", "RunnerError", "Scope",
+    "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "Unfetchable", "Unstorable", "Video",
+    "Wrapper", "advance_job", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "compiled",
+    "current_request", "derive_alias", "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette",
+    "json_response", "main", "printable", "read_options", "realtime", "safe_name", "shield", "stopped_problem",
 ]  # fmt: skip
 
 log = structlog.get_logger("runner")
@@ -129,15 +148,19 @@ def endpoint(
     health_check: HealthCheck | None = None,
     timeout: float | None = None,
     on_disconnect: OnDisconnect = "cancel",
+    retry: Retry = "never",
 ) -> Callable[[Function], Function]:
     """Mark a method as what answers `POST path`. The method itself is left as it is.
 
-    `timeout` is in seconds for one run and beats the app's `request_timeout`. Raises ConfigError
-    for a path without its leading slash, a second mark on one method, a wrong `on_disconnect`, a
-    `timeout` that is not positive, or a health check on a WebSocket.
+    `timeout` is in seconds for one run and beats the app's `request_timeout`. `retry="safe"` says
+    that a job of the queue may run a second time when the process died during the first. Raises
+    ConfigError for a path without its leading slash, a second mark on one method, a wrong
+    `on_disconnect` or `retry`, a `timeout` that is not positive, or a health check on a WebSocket.
     """
     if on_disconnect not in ("cancel", "finish"):
         raise ConfigError(f"on_disconnect is {on_disconnect!r}; it is 'cancel' or 'finish'")
+    if retry not in ("never", "safe"):
+        raise ConfigError(f"retry is {retry!r}; it is 'never', or 'safe' when running twice does no harm")
     if timeout is not None and timeout <= 0:
         raise ConfigError(f"timeout is {timeout}; it is a number of seconds above 0, such as 60")
     if is_websocket and health_check is not None:
@@ -148,6 +171,7 @@ def endpoint(
         health_check=health_check,
         timeout=timeout,
         on_disconnect=on_disconnect,
+        retry=retry,
     )
 
     return lambda function: _marked(function, mark)
@@ -297,6 +321,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
             service.routes.add("POST", endpoint.path, Answer(service.running_now.after(answer)))
     for path in cancels:
         service.routes.add("POST", path, Answer(service.running_now.by_id))
+    service.queue_store = plugins.hook.queue_store(service=service)
     for routes in reversed(ask(plugins, "register_routes", service=service)):
         for route in routes:
             service.routes.add(route.method, route.path, Answer(route.answer))
@@ -306,6 +331,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     service.added_headers = tuple(ask(plugins, "response_headers", service=service))
     service.error_maps = tuple(reversed(ask(plugins, "map_error", service=service)))
     service.observers = tuple(ask(plugins, "observe_requests", service=service))
+    service.output_observers = tuple(ask(plugins, "observe_output", service=service))
     return service
 
 
@@ -336,6 +362,8 @@ class Service:
     added_headers: tuple[AddHeaders, ...] = ()
     error_maps: tuple[Callable[[BaseException], Response | None], ...] = ()
     observers: tuple[Callable[[Finished], None], ...] = ()
+    output_observers: tuple[OnOutput, ...] = ()
+    queue_store: QueueStore | None = None
 
     def __init__(self, app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) -> None:
         self.app, self.settings, self.plugins = app, settings, plugins
@@ -416,13 +444,14 @@ class Service:
             await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request within its one cancel scope, which nobody else opens or owns."""
-        began = time.perf_counter()
-        token = Token()
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        request = Request(_request_id(scope), scope=scope, path=path, token=token)
+        await self.perform(Request(_request_id(scope), scope=scope, path=path, token=Token()), receive, send)
+
+    async def perform(self, request: Request, receive: Receive, send: Send) -> None:
+        """Answer one request within its one cancel scope, which nobody else opens or owns."""
+        began, token = time.perf_counter(), request.token
         enter_request(request)
-        reply = Reply(request, send, self.added_headers)
+        reply = Reply(request, send, self.added_headers if request.begin is None else ())
         self.running_now.add(request)
         try:
             with anyio.CancelScope() as cancel_scope:
@@ -438,9 +467,12 @@ class Service:
         """Find what answers, run it, send what it gives; whatever is raised becomes an answer too."""
         watch: Callable[[], object] | None = None
         try:
-            response = next((r for look in self.interceptors if (r := look(request)) is not None), None)
+            is_job = request.begin is not None  # let in when it was submitted, and for endpoints only
+            response = None if is_job else next((r for look in self.interceptors if (r := look(request)) is not None), None)
             if response is None:
                 found = self.routes.find(request)
+                if is_job and found.endpoint is None:
+                    raise HTTPError(404, f"Path {request.path} not found", {"x-fal-billable-units": "0"})
                 reply.endpoint = found.endpoint
                 if request.method not in ("GET", "HEAD"):
                     request.body = await read_body(receive, request.scope["headers"], self.settings.max_body_bytes)
@@ -450,6 +482,8 @@ class Service:
                         watch = self._watch(request, receive, reply)
                 answered = found.answer(request)
                 response = answered if isinstance(answered, Response) else await answered
+                if response.stream is not None and found.endpoint is None:
+                    watch = self._watch(request, receive, reply)
             await reply.send(response)
         except Disconnected:
             request.token.cancel("client_disconnected")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ..schemas.app import AppSpec
     from ..schemas.codec import Codec
     from ..schemas.endpoint import Endpoint
-    from ..schemas.events import Finished
+    from ..schemas.events import Finished, OnOutput
+    from ..schemas.queue import QueueStore
     from ..schemas.request import Request
     from ..schemas.response import Response
     from ..schemas.service import BindWrapper, Mount, Route, ServiceView, Wrapper
@@ -120,6 +121,24 @@ def observe_requests(service: ServiceView) -> Callable[[Finished], None] | None:
     """Return a function that is told of every request when it is over.
 
     Asked once; called on the event loop, so it must be quick and must not raise. None: not interested.
+    """
+
+
+@hookspec
+def observe_output(service: ServiceView) -> OnOutput | None:
+    """Return a function that is told of every line that the app prints, with the id of its request.
+
+    Asked once; called in the thread that prints, at once, so it must be quick. What it raises is
+    logged. Nobody is told without the plugin observability. None: not interested.
+    """
+
+
+@hookspec(firstresult=True)
+def queue_store(service: ServiceView) -> QueueStore | None:
+    """Return where the queue keeps its jobs.
+
+    Asked once. The first answer wins, last registered first; ours keeps them below `data_dir`.
+    `runner.plugins.queue.contract` has the tests that every store must pass. None: not mine.
     """
 
 

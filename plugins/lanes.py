@@ -6,6 +6,10 @@ its place until it is out. Sync work runs in threads that the lane owns and keep
 most, so a model meets the same threads for as long as the process lives. Whoever finds no place
 free waits in order of arrival; whoever finds the line full is refused at once.
 
+Jobs of the queue wait in a second line. While both lines have somebody, four direct requests get
+a place and then one job: a long queue costs a direct request at most one job's time, and direct
+requests cannot starve the queue.
+
 A thread that is through takes the next one in line by itself, without asking the event loop, and
 results cross back in one wake-up for as many as are there.
 """
@@ -19,7 +23,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
@@ -36,6 +40,7 @@ log = structlog.get_logger("runner.lanes")
 
 Progress = Literal["waiting", "running", "over", "dropped"]
 MEMORY = 0.1  # weight of the newest run in the mean that Retry-After is guessed from; a number out of the air
+DIRECT_IN_A_ROW = 4  # direct requests that get a place before a job of the queue does
 ITEMS_AHEAD = 64  # that a generator may be ahead of its reader
 
 
@@ -60,6 +65,11 @@ class Job:
         self.asked, self.began, self.ended = time.perf_counter(), 0.0, 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.parent = request.token
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits in the second line."""
+        return self.request.begin is not None
 
     @property
     def waited(self) -> float:
@@ -160,15 +170,17 @@ class Lane:
         self.places, self.longest_line, self.name = places, longest_line, name
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment] # set by `open`
         self.ghosts = 0  # places whose thread outlived its cancel bound
-        self._lock = threading.Lock()  # guards what follows, down to `_line`
+        self._lock = threading.Lock()  # guards what follows, down to `_in_a_row`
         self._running = 0
-        self._waiting = 0
+        self._waiting = 0  # in the first line
         self._line: deque[Job] = deque()  # dropped ones too, until their turn comes
+        self._queued: deque[Job] = deque()  # the second line, of the queue's jobs
+        self._in_a_row = 0  # direct requests since a job of the queue last got a place
         self._ready: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # for whichever thread is free
         self._threads: list[threading.Thread] = []
         self._through: deque[Callable[[], None]] = deque()  # on its way to the loop
         self._waking = False
-        self._unwinding: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._mean_seconds = 0.0
         self._ended = asyncio.Semaphore(0)  # once for each thread that has ended
         self.on_ghost: Callable[[], None] | None = None  # told when `ghosts` has changed
@@ -220,6 +232,9 @@ class Lane:
         job.leave()
         job.ended = time.perf_counter()
         self._learn(job.ended - job.began)
+        self._pass_on(job)
+
+    def _pass_on(self, job: Job) -> None:
         with self._lock:
             job.progress = "over"
             following = self._next()
@@ -281,6 +296,8 @@ class Lane:
             if free:
                 self._running += 1
                 self._begin(job)
+            elif job.is_queued:
+                self._queued.append(job)
             elif self._waiting >= self.longest_line:
                 raise too_many(self._waiting, self._expected_wait())
             elif start_within is not None and self._expected_wait() > start_within:
@@ -297,17 +314,20 @@ class Lane:
             if job.progress != "waiting":
                 return False
             job.progress = "dropped"
-            self._waiting -= 1
-            while self._line and self._line[0].progress == "dropped":
-                self._line.popleft()
+            self._waiting -= not job.is_queued
+            for line in (self._line, self._queued):
+                while line and line[0].progress == "dropped":
+                    line.popleft()
             return True
 
     def _next(self) -> Job | None:
         """Under the lock: pass a place on, or set it free."""
-        while self._line:
-            job = self._line.popleft()
+        while self._line or self._queued:
+            direct = bool(self._line) and (self._in_a_row < DIRECT_IN_A_ROW or not self._queued)
+            job = (self._line if direct else self._queued).popleft()
             if job.progress == "waiting":
-                self._waiting -= 1
+                self._waiting -= direct
+                self._in_a_row = self._in_a_row + 1 if direct else 0
                 self._begin(job)
                 return job
         self._running -= 1
@@ -319,6 +339,28 @@ class Lane:
 
     def _start(self, job: Job) -> None:
         """Set a job going that has its place; on the loop."""
+        if job.request.begin is None:
+            self._go(job)
+        else:
+            self._keep(self._note_and_go(job, job.request.begin))
+
+    async def _note_and_go(self, job: Job, begin: Callable[[], Awaitable[None]]) -> None:
+        """The same for a job of the queue, once it is noted that it begins."""
+        try:
+            await begin()
+        except BaseException as error:
+            job.leave()
+            if not job.future.done():
+                job.future.set_exception(error)
+            if job.out is not None:
+                job.out.set()
+            if job.progress == "running":  # and not given back by its holder, who was cancelled
+                job.ended = time.perf_counter()
+                self._pass_on(job)
+        else:
+            self._go(job)
+
+    def _go(self, job: Job) -> None:
         if job.work is None:
             if not job.future.done():
                 job.future.set_result(None)
@@ -355,7 +397,7 @@ class Lane:
                     job.progress = "over"
                     following = self._next()
                 self.tell(job.settle)
-                if following is not None and following.work is None:
+                if following is not None and (following.work is None or following.is_queued):
                     self.tell(_granted(following))
                     following = None
                 if job.call.retire:
@@ -383,9 +425,12 @@ class Lane:
         if job.out is None:
             job.out = asyncio.Event()
         arm(job.call)
-        task = self.loop.create_task(self._see_out(job, job.out))
-        self._unwinding.add(task)
-        task.add_done_callback(self._unwinding.discard)
+        self._keep(self._see_out(job, job.out))
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _see_out(self, job: Job, out: asyncio.Event) -> None:
         await unwind(job.call, out, on_ghost=self._haunt, on_replace=self._give_up)
@@ -472,8 +517,8 @@ class Channel:
 
 def _granted(job: Job) -> Callable[[], None]:
     def grant() -> None:
-        if not job.future.done():
-            job.future.set_result(None)
+        if job.work is not None or not job.future.done():
+            job.lane._start(job)
         elif job.progress == "running":  # cancelled in the same moment, and not yet given back
             job.lane.release(job)
 

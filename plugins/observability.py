@@ -27,7 +27,8 @@ from weakref import WeakKeyDictionary
 import msgspec
 import structlog
 
-from ..schemas.events import Finished
+from ..schemas.events import Finished, OnOutput
+from ..schemas.events import OutputStream as Stream
 from ..schemas.problems import printable
 from ..schemas.request import current_request
 from ..schemas.service import ServiceView
@@ -40,8 +41,6 @@ BATCH_LINES = 128  # written in one go, about 0.2 ms; then the loop gets its tur
 LINE_LIMIT = 64 * 1024  # characters kept of a line that never ends
 BOLD, DIM, CYAN, GREEN, YELLOW, RED, PLAIN = (f"\x1b[{n}m" for n in (1, 2, 36, 32, 33, 31, 0))
 
-Stream = Literal["stdout", "stderr"]
-OnOutput = Callable[[str | None, Stream, str, float], None]
 EventDict = MutableMapping[str, Any]
 
 
@@ -521,6 +520,7 @@ def lifespan(service: ServiceView) -> AbstractAsyncContextManager[None]:
 @asynccontextmanager
 async def _observed(service: ServiceView) -> AsyncIterator[None]:
     journal, settings = journal_of(service), service.settings
+    journal.output.listeners.extend(service.output_observers)
     ours = not structlog.is_configured()  # no `main`: another server carries us
     if ours:
         configure_logging(

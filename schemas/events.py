@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import msgspec
+
+OutputStream = Literal["stdout", "stderr"]
+OnOutput = Callable[[str | None, OutputStream, str, float], None]  # request id, stream, line, Unix time
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):

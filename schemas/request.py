@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, Protocol
@@ -61,6 +61,10 @@ class Request:
         self.path_parameters: Mapping[str, str] = {}
         self.token: Cancellable = token or Never()
         self.place: Any = None  # in the lane, while an endpoint runs for this request
+        # Set for a job of the queue, which waits in a line of its own: notes for good that the
+        # work begins. Asked once the job has its place; the work waits for it, and does not begin
+        # if it raises.
+        self.begin: Callable[[], Awaitable[None]] | None = None
 
     @property
     def request_id(self) -> str | None:

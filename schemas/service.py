@@ -8,9 +8,12 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from .app import AppSpec
+from .asgi import Receive, Send
 from .codec import Codec
 from .endpoint import Endpoint
+from .events import OnOutput
 from .health import Health
+from .queue import QueueStore
 from .request import Request
 from .response import Response
 from .settings import Settings
@@ -25,7 +28,8 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     """A prefix under which the app answers as well, on one host or on every one."""
 
     prefix: str  # "/run/local/my-app"
-    host: str = ""  # without port; "" for every host
+    host: str = ""  # without port; "" for every host, "queue.*" for those that begin so
+    onto: str = ""  # the path that stands in place of the prefix
 
 
 class Answer(NamedTuple):
@@ -41,6 +45,14 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     path: str  # may hold {name} parts, found in `request.path_parameters`
     answer: Callable[[Request], Awaitable[Response] | Response]
+
+
+class RunningView(Protocol):
+    """The requests that run now."""
+
+    def stop(self, request: Request, reason: str) -> None:
+        """Stop `request`: by its author's cancel endpoint if there is one, then by its token."""
+        ...
 
 
 class ServiceView(Protocol):
@@ -61,6 +73,20 @@ class ServiceView(Protocol):
 
     def codec(self, type: Any) -> Codec:
         """The codec of `type`, made once and kept."""
+        ...
+
+    @property
+    def output_observers(self) -> tuple[OnOutput, ...]: ...
+    @property
+    def queue_store(self) -> QueueStore | None:
+        """What the hook of that name gave; known before `register_routes` is asked."""
+        ...
+
+    @property
+    def running_now(self) -> RunningView: ...
+
+    async def perform(self, request: Request, receive: Receive, send: Send) -> None:
+        """Answer a request that did not come over the wire as if it had; `receive` and `send` are ASGI's."""
         ...
 
     @property

@@ -30,6 +30,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[int, Meta(ge=1, description="largest request body, also once decompressed")] = 100 * 1024 * 1024
     max_queued_requests: Annotated[int, Meta(ge=0, description="requests that may wait for a place")] = 1000
     allow_private_hosts: Annotated[list[str], Meta(description="host that inputs may be fetched from although private; may repeat")] = []
+    data_dir: Annotated[str, Meta(description="folder for what outlives the process: queue, files")] = ".runner"
+    durability: Annotated[Literal["process", "power"], Meta(description="what accepted jobs survive: the process's death, or a power cut too")] = "process"
+    max_queued_jobs: Annotated[int, Meta(ge=0, description="jobs of the queue that may wait")] = 100_000
+    queue_expiry_seconds: Annotated[float, Meta(gt=0, description="how long results of the queue are kept")] = 7 * 24 * 3600.0
+    queue_budget_bytes: Annotated[int, Meta(ge=0, description="size of kept results, above which the oldest go")] = 10 * 1024**3
+    trusted_proxy: Annotated[list[str], Meta(description="address or network whose X-Forwarded headers count; may repeat")] = []
+    auth_key: Annotated[list[str], Meta(description="key that callers must show; may repeat; none: everybody may call")] = []
+    fal_gateway: Annotated[int, Meta(ge=-1, le=65535, description="port of a local proxy for unchanged fal clients; 0 picks one; -1: none")] = -1
     ready_fd: Annotated[int, Meta(ge=-1, description="file descriptor that gets one JSON line when ready")] = -1
 
 

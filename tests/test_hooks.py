@@ -133,6 +133,15 @@ def observe_requests(service):
     return lambda finished: print("observed", finished.path, finished.status)
 
 @runner.hookimpl
+def observe_output(service):
+    heard = sys.modules[__name__].heard = []
+    return lambda request_id, stream, line, when: heard.append((request_id is None, stream, line))
+
+@runner.hookimpl
+def queue_store(service):
+    return None
+
+@runner.hookimpl
 def lifespan(service):
     @contextlib.asynccontextmanager
     async def around():
@@ -151,8 +160,13 @@ def test_a_strangers_plugin_answers_every_hook(stranger: Path, tmp_path: Path) -
         APP.replace("import runner\n", "import runner, stranger, gift\nassert gift.App is runner.App\n")
         + """
     @runner.endpoint("/money")
-    def money(self, amount: stranger.Money) -> stranger.Money: return stranger.Money(amount.cents * 2)
-    def teardown(self): print("teardown")
+    def money(self, amount: stranger.Money) -> stranger.Money:
+        print("heard")
+        return stranger.Money(amount.cents * 2)
+    def teardown(self):
+        assert (False, "stdout", "heard") in stranger.heard
+        assert (True, "stdout", "entered") in stranger.heard
+        print("teardown")
 class Foreign:
     is_served_by_a_stranger = True
     @runner.endpoint("/")

@@ -43,6 +43,7 @@ if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` to
 from runner.plugins.bodies import Disconnected, read_body
 from runner.plugins.calling import make_call
 from runner.plugins.cancellation import Token, checkpoint, shield
+from runner.plugins.eventlog import EventLogs
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.lanes import Lane
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
@@ -348,6 +349,7 @@ class Service:
         self.endpoints: tuple[Endpoint, ...] = tuple(
             describe(getattr(self.instance, name), mark, owner=type(self.instance)) for name, mark in app.marks.items()
         )
+        self.logs = EventLogs()
         self.threads_are_out = True  # False once a thread of the lane outlived the shutdown
         self._codecs: dict[Any, Codec] = {}
         self._watching: set[asyncio.Task[None]] = set()

@@ -91,7 +91,7 @@ from runner.schemas.problems import (
     stopped_problem,
 )
 from runner.schemas.request import Request, current_request, enter_request
-from runner.schemas.response import JSON, Response, json_response
+from runner.schemas.response import JSON, Response, StreamingResponse, json_response
 from runner.schemas.routes import Routes
 from runner.schemas.service import (
     Answer,
@@ -110,7 +110,7 @@ __all__ = [
     "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError", "Content", "Endpoint",
     "Fault", "File", "Finished", "HTTPError", "Header", "HealthCheck", "Image", "InvalidInput", "InvalidOutput",
     "Loc", "Mark", "Mount", "Parameter", "RawHeaders", "Request", "RequestCancelled", "Response", "Route",
-    "RunnerError", "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "Unfetchable", "Video",
+    "RunnerError", "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "StreamingResponse", "Unfetchable", "Video",
     "Wrapper", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "current_request", "derive_alias",
     "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette", "json_response", "main", "printable",
     "read_options", "realtime", "safe_name", "shield",
@@ -424,7 +424,7 @@ class Service:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         request = Request(_request_id(scope), scope=scope, path=path, token=token)
         enter_request(request)
-        reply = Reply(request, send, self.added_headers)
+        reply = Reply(request, send, self.added_headers, self.settings.ping_seconds)
         self.running_now.add(request)
         try:
             with anyio.CancelScope() as cancel_scope:
@@ -434,6 +434,8 @@ class Service:
                 await reply.cut_short(stopped_problem(token.reason or ""))
         finally:
             self.running_now.ended(request)
+            if request.log is not None:
+                request.log.append("completed", reply.outcome())
             self._tell_observers(request, reply, began)
 
     async def _answer(self, request: Request, receive: Receive, reply: Reply) -> None:
@@ -452,6 +454,8 @@ class Service:
                         watch = self._watch(request, receive, reply)
                 answered = found.answer(request)
                 response = answered if isinstance(answered, Response) else await answered
+                if response.stream is not None and found.endpoint is None:
+                    watch = self._watch(request, receive, reply)
             await reply.send(response)
         except Disconnected:
             request.token.cancel("client_disconnected")
@@ -519,6 +523,7 @@ class Service:
             client=client[0] if client else None,
             error_type="client_disconnected" if gone else reply.error_type,
             stopped=stopped,
+            items=reply.items,
         )
         for observe in self.observers:
             observe(finished)

@@ -61,6 +61,7 @@ class Request:
         self.path_parameters: Mapping[str, str] = {}
         self.token: Cancellable = token or Never()
         self.place: Any = None  # in the lane, while an endpoint runs for this request
+        self.log: Any = None  # its EventLog, for requests that keep one
 
     @property
     def request_id(self) -> str | None:

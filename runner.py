@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import anyio
+import msgspec
 import pluggy
 import structlog
 
@@ -47,6 +48,7 @@ from runner.plugins.eventlog import EventLogs
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.lanes import Lane
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
+from runner.plugins.realtime import Limits, Open, Talk, Wire, make_talk
 from runner.plugins.registry import ask, list_plugins, load_plugins
 from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
@@ -104,6 +106,7 @@ from runner.schemas.service import (
     Wrapper,
 )
 from runner.schemas.settings import Settings, read_settings
+from runner.schemas.websocket import WebSocket, WebSocketDisconnect, WebSocketState
 
 # What app authors use, and all that the built-in plugins take from the floors below them.
 __all__ = [
@@ -111,7 +114,7 @@ __all__ = [
     "Fault", "File", "Finished", "HTTPError", "Header", "HealthCheck", "Image", "InvalidInput", "InvalidOutput",
     "Loc", "Mark", "Mount", "Parameter", "RawHeaders", "Request", "RequestCancelled", "Response", "Route",
     "RunnerError", "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "StreamingResponse", "Unfetchable", "Video",
-    "Wrapper", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "current_request", "derive_alias",
+    "WebSocket", "WebSocketDisconnect", "WebSocketState", "Wrapper", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "current_request", "derive_alias",
     "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette", "json_response", "main", "printable",
     "read_options", "realtime", "safe_name", "shield",
 ]  # fmt: skip
@@ -288,6 +291,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     for endpoint in service.endpoints:
         if endpoint.mark.is_websocket:
             check_socket(endpoint, of=app.name)
+            service.sockets.add("GET", endpoint.path, (endpoint, service.talk_of(endpoint)))
             continue
         cancelled = cancels.get(endpoint.path)
         answer = service.answer_of(endpoint, aside=cancelled is not None or endpoint.mark.health_check is not None)
@@ -303,6 +307,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
             service.routes.add(route.method, route.path, Answer(route.answer))
     for mounts in ask(plugins, "mount_app", service=service):
         service.routes.mount(mounts)
+        service.sockets.mount(mounts)
     service.interceptors = tuple(ask(plugins, "intercept_requests", service=service))
     service.added_headers = tuple(ask(plugins, "response_headers", service=service))
     service.error_maps = tuple(reversed(ask(plugins, "map_error", service=service)))
@@ -346,6 +351,7 @@ class Service:
         self.aside = Lane(ASIDE_PLACES, settings.max_queued_requests, name="aside")
         self.running_now = Running(app.options.cancel_grace_seconds)
         self.routes: Routes[Answer] = Routes()
+        self.sockets: Routes[tuple[Endpoint, Open]] = Routes()
         self.endpoints: tuple[Endpoint, ...] = tuple(
             describe(getattr(self.instance, name), mark, owner=type(self.instance)) for name, mark in app.marks.items()
         )
@@ -353,6 +359,7 @@ class Service:
         self.threads_are_out = True  # False once a thread of the lane outlived the shutdown
         self._codecs: dict[Any, Codec] = {}
         self._watching: set[asyncio.Task[None]] = set()
+        self._talks: set[Talk] = set()
 
     @property
     def lanes(self) -> Mapping[str, int]:
@@ -399,6 +406,12 @@ class Service:
 
         return answer
 
+    def talk_of(self, endpoint: Endpoint) -> Open:
+        """What serves sockets of `endpoint`, frozen."""
+        limits = Limits(self.settings.max_message_bytes, self.settings.max_messages_per_second)
+        timeout = endpoint.timeout or self.app.options.request_timeout
+        return make_talk(endpoint, getattr(self.instance, endpoint.name), self.codec, self.lane, timeout, limits)
+
     def _not_taking(self) -> ServerError:
         why = {State.STARTING: "the app is still starting", State.DRAINING: "the server is stopping"}
         headers = {"Retry-After": "1"}
@@ -414,8 +427,7 @@ class Service:
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
+            await self._socket(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request within its one cancel scope, which nobody else opens or owns."""
@@ -495,7 +507,55 @@ class Service:
             response.headers.setdefault("x-fal-error-type", "runner_server_error")
         return response
 
-    def _tell_observers(self, request: Request, reply: Reply, began: float) -> None:
+    # --- one socket
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one WebSocket within its one cancel scope, as a request is served."""
+        began = time.perf_counter()
+        token = Token()
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        request = Request(_request_id(scope), scope=scope, path=path, token=token)
+        enter_request(request)
+        wire = Wire(scope, receive, send)
+        self.running_now.add(request)
+        try:
+            with anyio.CancelScope() as cancel_scope:
+                token.on_cancel(cancel_scope.cancel)
+                await self._talk(request, wire)
+            if token.cancelled and not (wire.gone or wire.closed):
+                problem = stopped_problem(token.reason or "")
+                await wire.fail(problem, problem_text(problem), token.reason or "failed")
+        finally:
+            self.running_now.ended(request)
+            if wire.gone and wire.why is None:
+                wire.why = "client"
+            self._tell_observers(request, wire, began)
+
+    async def _talk(self, request: Request, wire: Wire) -> None:
+        """Find who talks to this client and let them; whatever is raised becomes an ending."""
+        talk: Talk | None = None
+        try:
+            refusal = next((r for look in self.interceptors if (r := look(request)) is not None), None)
+            if refusal is not None:
+                return await wire.refuse(refusal)
+            wire.endpoint, open_talk = self.sockets.find(request)
+            if not self.health.takes_requests:
+                raise self._not_taking()
+            self.running_now.begins(request, wire.endpoint)
+            talk = open_talk(request, wire, lambda: self.running_now.stop(request, "client_disconnected"))
+            self._talks.add(talk)
+            wire.why = await talk.run()
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _from_outside(request):
+                raise
+            await wire.fail(self._failure(request, error), str(error) or type(error).__name__)
+        finally:
+            if talk is not None:
+                self._talks.discard(talk)
+
+    # --- what is told of both
+
+    def _tell_observers(self, request: Request, reply: Reply | Wire, began: float) -> None:
         place, seconds = request.place, time.perf_counter() - began
         if not request.token.cancelled or place is None:
             self._observe(request, reply, seconds, None)
@@ -508,12 +568,12 @@ class Service:
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
 
-    def _observe(self, request: Request, reply: Reply, seconds: float, stopped: Any) -> None:
+    def _observe(self, request: Request, reply: Reply | Wire, seconds: float, stopped: Any) -> None:
         client = request.scope.get("client")
-        gone = request.token.reason == "client_disconnected"
+        gone = isinstance(reply, Reply) and request.token.reason == "client_disconnected"  # a socket ends so
         finished = Finished(
             request_id=request.id or "",
-            method=request.method or "",
+            method=request.method or "WS",
             path=request.path,
             endpoint=reply.endpoint.path if reply.endpoint else None,
             status=499 if gone or not reply.status else reply.status,
@@ -524,6 +584,7 @@ class Service:
             error_type="client_disconnected" if gone else reply.error_type,
             stopped=stopped,
             items=reply.items,
+            ended=reply.why,
         )
         for observe in self.observers:
             observe(finished)
@@ -599,6 +660,8 @@ class Service:
         """Take no more requests, let those that run finish within the grace period, then cancel them."""
         seconds = self.app.options.termination_grace_period_seconds
         self.health.become(State.DRAINING)
+        for talk in list(self._talks):
+            talk.wind_up()
         with anyio.move_on_after(seconds * GRACE_FOR_WORK):
             await self.running_now.none_left()
         if len(self.running_now):
@@ -622,6 +685,11 @@ class Service:
             await receive()
             await self.drain()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def problem_text(response: Response) -> str:
+    """The sentence in an error body of ours."""
+    return str(msgspec.json.decode(response.body)["detail"])
 
 
 def _request_id(scope: Scope) -> str:

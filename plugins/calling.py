@@ -8,6 +8,7 @@ is awaited before the head goes out, so that what fails at once has a status of 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,6 +145,8 @@ class Steps:
     @contextmanager
     def _early_head(self, request: Request, arguments: dict[str, Any], pipe: Pipe) -> Iterator[None]:
         """Answer with the head alone when the first item takes long, so that comments keep the line open."""
+
+        timer: asyncio.TimerHandle
 
         def give() -> None:
             nonlocal timer

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
 from typing import Any
 
 import anyio
@@ -40,6 +39,7 @@ class Reply:
         self.error_type: str | None = None
         self.ended = False  # its last part is on its way: who hangs up now misses nothing
         self.items: int | None = None  # of a stream of events
+        self.why: str | None = None  # it ended; told of sockets only
         self.body = b""  # of the error that ended it
         self._streams_events = False
         self._at_boundary = True  # the last part ended an event
@@ -82,6 +82,7 @@ class Reply:
     def _pings(self) -> Iterator[None]:
         """Send a comment whenever nothing was sent for `ping_seconds`, and nothing is on its way."""
         loop, seen = asyncio.get_running_loop(), self._parts
+        timer: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal seen, timer

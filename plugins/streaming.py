@@ -35,7 +35,7 @@ OVERHEAD = 64  # bytes that an item counts besides its own; a number out of the 
 CLOSE_SECONDS = 5.0  # for an async iterator to end once it is told to
 LONGEST_LIST = 100 * 1024 * 1024  # bytes of a stream that is asked for as one list
 
-Encode = Callable[[Any], bytes]
+Encode = Callable[[Any], Any]
 
 
 class Source:
@@ -91,7 +91,7 @@ def _of_starlette(value: Any) -> Source:
 
 def _logged(encode: Encode, request: Request) -> Encode:
     def both(item: Any) -> bytes:
-        encoded = encode(item)
+        encoded: bytes = encode(item)
         request.log.append("output", encoded=encoded)
         return encoded
 
@@ -106,7 +106,7 @@ def event(encoded: bytes) -> bytes:
     return b"data: " + ascii_only(encoded) + b"\n\n"
 
 
-def as_bytes(part: Any) -> bytes:
+def as_bytes(part: str | bytes | memoryview) -> bytes:
     """A part of an answer that the app frames itself."""
     return part.encode() if isinstance(part, str) else bytes(part)
 
@@ -194,7 +194,7 @@ class _Parts:
 
     def __init__(self) -> None:
         self.items = 0  # that the reader took
-        self._parts: deque[bytes] = deque()
+        self._parts: deque[Any] = deque()  # bytes; of a socket also str
         self._hungry = False  # the reader waits, or is about to
         self._news: asyncio.Future[None] | None = None
         self._ended = self._closed = False
@@ -209,15 +209,19 @@ class _Parts:
         return self
 
     async def __anext__(self) -> bytes:
+        taken = await self.take()
+        if not taken:
+            raise StopAsyncIteration
+        return taken[0] if len(taken) == 1 else b"".join(taken)
+
+    async def take(self) -> list[Any]:
+        """All that is there, waiting for the first; empty at the end. Raises what the maker raised."""
         await self.begun()
         self.raise_early()
-        if not self._parts:
-            raise StopAsyncIteration
         taken = [self._parts.popleft() for _ in range(len(self._parts))]
         self.items += len(taken)
-        whole = taken[0] if len(taken) == 1 else b"".join(taken)
-        self._took(len(whole) + OVERHEAD * len(taken))
-        return whole
+        self._took(sum(map(len, taken)) + OVERHEAD * len(taken))
+        return taken
 
     async def begun(self) -> None:
         """Wait until there is a part, or the end."""
@@ -266,7 +270,7 @@ class Pipe(_Parts):
         if job.token.cancelled:
             self._closed = True
 
-    def put(self, part: bytes) -> None:
+    def put(self, part: Any) -> None:
         """In the thread: hand over, waiting while the reader is `AHEAD` behind."""
         while self._put - self._taken > AHEAD and not self._closed:
             self._blocked = True

@@ -48,6 +48,7 @@ from runner.plugins.eventlog import EventLogs
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.lanes import Lane
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
+from runner.plugins.progress import preview, progress
 from runner.plugins.realtime import Limits, Open, Talk, Wire, make_talk
 from runner.plugins.registry import ask, list_plugins, load_plugins
 from runner.plugins.replying import AddHeaders, Reply
@@ -115,8 +116,8 @@ __all__ = [
     "Loc", "Mark", "Mount", "Parameter", "RawHeaders", "Request", "RequestCancelled", "Response", "Route",
     "RunnerError", "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "StreamingResponse", "Unfetchable", "Video",
     "WebSocket", "WebSocketDisconnect", "WebSocketState", "Wrapper", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "current_request", "derive_alias",
-    "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette", "json_response", "main", "printable",
-    "read_options", "realtime", "safe_name", "shield",
+    "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette", "json_response", "main", "preview", "printable",
+    "progress", "read_options", "realtime", "safe_name", "shield",
 ]  # fmt: skip
 
 log = structlog.get_logger("runner")

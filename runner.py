@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import anyio
+import msgspec
 import pluggy
 import structlog
 
@@ -43,95 +44,44 @@ if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` to
 from runner.plugins.bodies import Disconnected, read_body
 from runner.plugins.calling import make_call
 from runner.plugins.cancellation import Token, checkpoint, shield
+from runner.plugins.eventlog import EventLogs
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.lanes import Lane
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
+from runner.plugins.progress import preview, progress
+from runner.plugins.realtime import Limits, Open, Talk, Wire, make_talk
 from runner.plugins.registry import ask, list_plugins, load_plugins
 from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
 from runner.plugins.types import Header, bind, describe
-from runner.schemas.app import AppSpec, Options, derive_alias, read_options
-from runner.schemas.asgi import Message, RawHeaders, Receive, Scope, Send
+from runner.schemas import names
+from runner.schemas.app import AppSpec, derive_alias, read_options
+from runner.schemas.asgi import Receive, Scope, Send
 from runner.schemas.codec import Codec
-from runner.schemas.endpoint import (
-    Endpoint,
-    Mark,
-    OnDisconnect,
-    Parameter,
-    Retry,
-    Source,
-    check_path,
-    realtime_mode,
-)
-from runner.schemas.events import Finished, OnOutput, OutputStream
-from runner.schemas.files import (
-    Audio,
-    Content,
-    File,
-    Image,
-    Loc,
-    Unfetchable,
-    Video,
-    checked_url,
-    is_data,
-    safe_name,
-)
-from runner.schemas.foreign import is_starlette
+from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, Retry, check_path, realtime_mode
+from runner.schemas.events import Finished, OnOutput
 from runner.schemas.health import Health, HealthCheck, State
-from runner.schemas.origins import Origins
+from runner.schemas.names import *  # noqa: F403 # all that plugins need of the lowest floor
 from runner.schemas.problems import (
     ConfigError,
-    Fault,
     HTTPError,
-    InvalidInput,
     InvalidOutput,
     RequestCancelled,
     RunnerError,
     ServerError,
-    printable,
     stopped_problem,
 )
-from runner.schemas.queue import (
-    ENDS,
-    Delivery,
-    Job,
-    JobChange,
-    JobHeaders,
-    JobMove,
-    JobOutcome,
-    JobState,
-    LogLine,
-    Priority,
-    QueueStore,
-    Unstorable,
-    advance_job,
-)
+from runner.schemas.queue import QueueStore
 from runner.schemas.request import Request, current_request, enter_request
-from runner.schemas.response import EVENTS, JSON, Response, json_response
-from runner.schemas.routes import Routes, compiled
-from runner.schemas.service import (
-    Answer,
-    Bind,
-    BindWrapper,
-    Call,
-    Mount,
-    Route,
-    ServiceView,
-    Wrapper,
-)
+from runner.schemas.response import Response, json_response
+from runner.schemas.routes import Routes
+from runner.schemas.service import Answer
 from runner.schemas.settings import Settings, read_settings
 
-# What app authors use, and all that the built-in plugins take from the floors below them.
 __all__ = [
-    "ENDS", "EVENTS", "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError",
-    "Content", "Delivery", "Endpoint", "Fault", "File", "Finished", "HTTPError", "Header", "HealthCheck", "Image",
-    "InvalidInput", "InvalidOutput", "Job", "JobChange", "JobHeaders", "JobMove", "JobOutcome", "JobState", "Loc",
-    "LogLine", "Mark", "Message", "Mount", "OnOutput", "Options", "Origins", "OutputStream", "Parameter", "Priority",
-    "QueueStore", "RawHeaders", "Request", "RequestCancelled", "Response", "Retry", "Route", "RunnerError", "Scope",
-    "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "Unfetchable", "Unstorable", "Video",
-    "Wrapper", "advance_job", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "compiled",
-    "current_request", "derive_alias", "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette",
-    "json_response", "main", "printable", "read_options", "realtime", "safe_name", "shield", "stopped_problem",
+    *names.__all__,
+    "App", "Header", "Service", "asgi", "assemble", "checkpoint", "describe_app", "endpoint", "hookimpl",
+    "main", "preview", "progress", "realtime", "shield",
 ]  # fmt: skip
 
 log = structlog.get_logger("runner")
@@ -311,6 +261,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     for endpoint in service.endpoints:
         if endpoint.mark.is_websocket:
             check_socket(endpoint, of=app.name)
+            service.sockets.add("GET", endpoint.path, (endpoint, service.talk_of(endpoint)))
             continue
         cancelled = cancels.get(endpoint.path)
         answer = service.answer_of(endpoint, aside=cancelled is not None or endpoint.mark.health_check is not None)
@@ -327,6 +278,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
             service.routes.add(route.method, route.path, Answer(route.answer))
     for mounts in ask(plugins, "mount_app", service=service):
         service.routes.mount(mounts)
+        service.sockets.mount(mounts)
     service.interceptors = tuple(ask(plugins, "intercept_requests", service=service))
     service.added_headers = tuple(ask(plugins, "response_headers", service=service))
     service.error_maps = tuple(reversed(ask(plugins, "map_error", service=service)))
@@ -373,12 +325,15 @@ class Service:
         self.aside = Lane(ASIDE_PLACES, settings.max_queued_requests, name="aside")
         self.running_now = Running(app.options.cancel_grace_seconds)
         self.routes: Routes[Answer] = Routes()
+        self.sockets: Routes[tuple[Endpoint, Open]] = Routes()
         self.endpoints: tuple[Endpoint, ...] = tuple(
             describe(getattr(self.instance, name), mark, owner=type(self.instance)) for name, mark in app.marks.items()
         )
+        self.logs = EventLogs()
         self.threads_are_out = True  # False once a thread of the lane outlived the shutdown
         self._codecs: dict[Any, Codec] = {}
         self._watching: set[asyncio.Task[None]] = set()
+        self._talks: set[Talk] = set()
 
     @property
     def lanes(self) -> Mapping[str, int]:
@@ -425,6 +380,12 @@ class Service:
 
         return answer
 
+    def talk_of(self, endpoint: Endpoint) -> Open:
+        """What serves sockets of `endpoint`, frozen."""
+        limits = Limits(self.settings.max_message_bytes, self.settings.max_messages_per_second)
+        timeout = endpoint.timeout or self.app.options.request_timeout
+        return make_talk(endpoint, getattr(self.instance, endpoint.name), self.codec, self.lane, timeout, limits)
+
     def _not_taking(self) -> ServerError:
         why = {State.STARTING: "the app is still starting", State.DRAINING: "the server is stopping"}
         headers = {"Retry-After": "1"}
@@ -440,8 +401,7 @@ class Service:
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
+            await self._socket(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
@@ -451,7 +411,8 @@ class Service:
         """Answer one request within its one cancel scope, which nobody else opens or owns."""
         began, token = time.perf_counter(), request.token
         enter_request(request)
-        reply = Reply(request, send, self.added_headers if request.begin is None else ())
+        added = self.added_headers if request.begin is None else ()
+        reply = Reply(request, send, added, self.settings.ping_seconds)
         self.running_now.add(request)
         try:
             with anyio.CancelScope() as cancel_scope:
@@ -461,6 +422,8 @@ class Service:
                 await reply.cut_short(stopped_problem(token.reason or ""))
         finally:
             self.running_now.ended(request)
+            if request.log is not None:
+                request.log.append("completed", reply.outcome())
             self._tell_observers(request, reply, began)
 
     async def _answer(self, request: Request, receive: Receive, reply: Reply) -> None:
@@ -523,7 +486,55 @@ class Service:
             response.headers.setdefault("x-fal-error-type", "runner_server_error")
         return response
 
-    def _tell_observers(self, request: Request, reply: Reply, began: float) -> None:
+    # --- one socket
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one WebSocket within its one cancel scope, as a request is served."""
+        began = time.perf_counter()
+        token = Token()
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        request = Request(_request_id(scope), scope=scope, path=path, token=token)
+        enter_request(request)
+        wire = Wire(scope, receive, send)
+        self.running_now.add(request)
+        try:
+            with anyio.CancelScope() as cancel_scope:
+                token.on_cancel(cancel_scope.cancel)
+                await self._talk(request, wire)
+            if token.cancelled and not (wire.gone or wire.closed):
+                problem = stopped_problem(token.reason or "")
+                await wire.fail(problem, problem_text(problem), token.reason or "failed")
+        finally:
+            self.running_now.ended(request)
+            if wire.gone and wire.why is None:
+                wire.why = "client"
+            self._tell_observers(request, wire, began)
+
+    async def _talk(self, request: Request, wire: Wire) -> None:
+        """Find who talks to this client and let them; whatever is raised becomes an ending."""
+        talk: Talk | None = None
+        try:
+            refusal = next((r for look in self.interceptors if (r := look(request)) is not None), None)
+            if refusal is not None:
+                return await wire.refuse(refusal)
+            wire.endpoint, open_talk = self.sockets.find(request)
+            if not self.health.takes_requests:
+                raise self._not_taking()
+            self.running_now.begins(request, wire.endpoint)
+            talk = open_talk(request, wire, lambda: self.running_now.stop(request, "client_disconnected"))
+            self._talks.add(talk)
+            wire.why = await talk.run()
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _from_outside(request):
+                raise
+            await wire.fail(self._failure(request, error), str(error) or type(error).__name__)
+        finally:
+            if talk is not None:
+                self._talks.discard(talk)
+
+    # --- what is told of both
+
+    def _tell_observers(self, request: Request, reply: Reply | Wire, began: float) -> None:
         place, seconds = request.place, time.perf_counter() - began
         if not request.token.cancelled or place is None:
             self._observe(request, reply, seconds, None)
@@ -536,12 +547,12 @@ class Service:
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
 
-    def _observe(self, request: Request, reply: Reply, seconds: float, stopped: Any) -> None:
+    def _observe(self, request: Request, reply: Reply | Wire, seconds: float, stopped: Any) -> None:
         client = request.scope.get("client")
-        gone = request.token.reason == "client_disconnected"
+        gone = isinstance(reply, Reply) and request.token.reason == "client_disconnected"  # a socket ends so
         finished = Finished(
             request_id=request.id or "",
-            method=request.method or "",
+            method=request.method or "WS",
             path=request.path,
             endpoint=reply.endpoint.path if reply.endpoint else None,
             status=499 if gone or not reply.status else reply.status,
@@ -551,6 +562,8 @@ class Service:
             client=client[0] if client else None,
             error_type="client_disconnected" if gone else reply.error_type,
             stopped=stopped,
+            items=reply.items,
+            ended=reply.why,
         )
         for observe in self.observers:
             observe(finished)
@@ -626,6 +639,8 @@ class Service:
         """Take no more requests, let those that run finish within the grace period, then cancel them."""
         seconds = self.app.options.termination_grace_period_seconds
         self.health.become(State.DRAINING)
+        for talk in list(self._talks):
+            talk.wind_up()
         with anyio.move_on_after(seconds * GRACE_FOR_WORK):
             await self.running_now.none_left()
         if len(self.running_now):
@@ -649,6 +664,11 @@ class Service:
             await receive()
             await self.drain()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def problem_text(response: Response) -> str:
+    """The sentence in an error body of ours."""
+    return str(msgspec.json.decode(response.body)["detail"])
 
 
 def _request_id(scope: Scope) -> str:

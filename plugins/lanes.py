@@ -23,7 +23,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
@@ -32,7 +32,7 @@ import anyio
 import structlog
 
 from ..schemas.events import Stopped
-from ..schemas.problems import RequestCancelled, ServerError
+from ..schemas.problems import ServerError
 from ..schemas.request import Request
 from .cancellation import Call, Token, arm, current_scope, install, joined, uninstall, unwind
 
@@ -41,14 +41,13 @@ log = structlog.get_logger("runner.lanes")
 Progress = Literal["waiting", "running", "over", "dropped"]
 MEMORY = 0.1  # weight of the newest run in the mean that Retry-After is guessed from; a number out of the air
 DIRECT_IN_A_ROW = 4  # direct requests that get a place before a job of the queue does
-ITEMS_AHEAD = 64  # that a generator may be ahead of its reader
 
 
 class Job:
     """One request's stay in the lane. Its lane's lock guards `progress`; the loop owns the rest."""
 
     __slots__ = (
-        "_loop", "_timer", "asked", "began", "call", "context", "ended", "future", "lane", "on_stop",
+        "_loop", "_timer", "asked", "began", "call", "context", "ended", "future", "lane", "on_end", "on_stop",
         "out", "parent", "progress", "request", "token", "work",
     )  # fmt: skip
 
@@ -62,6 +61,7 @@ class Job:
         self.future: asyncio.Future[Any] = self._loop.create_future()
         self.out: asyncio.Event | None = None  # made when somebody waits for the thread to leave
         self.on_stop: Callable[[], None] | None = None
+        self.on_end: Callable[[BaseException | None], None] | None = None  # told of the error, if any
         self.asked, self.began, self.ended = time.perf_counter(), 0.0, 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.parent = request.token
@@ -132,11 +132,22 @@ class Job:
         else:
             self.parent.cancel("request_timeout")
 
+    def hand_over(self, result: Any) -> None:
+        """In the thread: give `result` to whoever waits, and go on; the place stays taken."""
+
+        def give() -> None:
+            if not self.future.done():
+                self.future.set_result(result)
+
+        self.lane.tell(give)
+
     def settle(self) -> None:
         """The thread is out: tell whoever waits."""
         self.leave()
         if self.out is not None:
             self.out.set()
+        if self.on_end is not None:
+            self.on_end(self.call.error)
         self.lane._learn(self.ended - self.began)
         if self.future.done():  # nobody waits
             return
@@ -240,38 +251,6 @@ class Lane:
             following = self._next()
         if following is not None:
             self._start(following)
-
-    async def iterate(
-        self, items: Callable[[], Iterable[Any]], request: Request, *, run_within: float | None = None, start_within: float | None = None
-    ) -> AsyncGenerator[list[Any], None]:
-        """What `items()` yields in a thread of the lane, in lists of as many as are there.
-
-        The iterable is made, run and closed in that thread, at most `ITEMS_AHEAD` items before its
-        reader. Closing this generator, or cancelling who reads it, closes the iterable.
-        """
-        channel = Channel(self)
-
-        def pump() -> None:
-            found = items()
-            try:
-                for item in found:
-                    channel.put(item)
-            finally:
-                if (close := getattr(found, "close", None)) is not None:
-                    close()
-
-        job = Job(self, request, pump)
-        job.on_stop = channel.close
-        job.future.add_done_callback(lambda _: channel.end())
-        job.enter(run_within, start_within)
-        try:
-            while batch := await channel.take():
-                yield batch
-            await job.future
-        finally:
-            job.stop("abandoned")
-            if job.future.done() and not job.future.cancelled():
-                job.future.exception()  # seen: it is raised above, or nobody reads on
 
     async def close(self, seconds: float) -> bool:
         """Let the threads end; return whether all did within `seconds`. Work still waiting is dropped."""
@@ -459,60 +438,6 @@ class Lane:
         self._threads.remove(thread)
         if following is not None:
             self._start(following)
-
-
-class Channel:
-    """Items on their way from one thread to one reader on the loop."""
-
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self._items: deque[Any] = deque()
-        self._news = asyncio.Event()
-        self._ended = self._closed = self._told = False
-        self._blocked = False
-        self._gate = threading.Lock()
-        self._gate.acquire()  # held while there is nothing to wake the writer for
-
-    def put(self, item: Any) -> None:
-        """In the thread: hand over, waiting while the reader is `ITEMS_AHEAD` behind."""
-        while len(self._items) >= ITEMS_AHEAD and not self._closed:
-            self._blocked = True
-            if len(self._items) < ITEMS_AHEAD or self._closed:  # it moved before it could know of us
-                break
-            self._gate.acquire()
-        if self._closed:
-            raise RequestCancelled
-        self._items.append(item)
-        if not self._told:
-            self._told = True
-            self._lane.tell(self._news.set)
-
-    async def take(self) -> list[Any]:
-        """All that is there, waiting for the first; empty when no more will come."""
-        while not self._items and not self._ended:
-            await self._news.wait()
-            self._news.clear()
-        self._told = False
-        batch = [self._items.popleft() for _ in range(len(self._items))]
-        self._wake_writer()
-        return batch
-
-    def end(self) -> None:
-        """No more will come. On the loop."""
-        self._ended = True
-        self._news.set()
-
-    def close(self) -> None:
-        """Nobody reads any more: the writer's next `put` raises."""
-        self._closed = True
-        self._blocked = True
-        self._wake_writer()
-
-    def _wake_writer(self) -> None:
-        if self._blocked:
-            self._blocked = False
-            with suppress(RuntimeError):  # it did not wait after all, and the gate stands open
-                self._gate.release()
 
 
 def _granted(job: Job) -> Callable[[], None]:

@@ -124,6 +124,8 @@ class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     endpoint: str | None = None
     client: str | None = None
     error_type: str | None = None
+    items: int | None = None
+    ended: str | None = None
     reason: str | None = None
     layer: str | None = None
     cancel_ms: float | None = None
@@ -146,6 +148,8 @@ def access_line(when: float, record: Finished) -> AccessLine:
         endpoint=record.endpoint,
         client=record.client,
         error_type=record.error_type,
+        items=record.items,
+        ended=record.ended,
     )
     if (stopped := record.stopped) is None:
         return line
@@ -224,6 +228,10 @@ class Console:
         told = f"ms={int(record.seconds * 100_000 + 0.5) / 100} bytes={record.bytes_out}"
         if record.waited >= 0.0005:
             told += f" waited_ms={_ms(record.waited)}"
+        if record.items is not None:
+            told += f" items={record.items}"
+        if record.ended is not None:
+            told += f" ended={record.ended}"
         if record.error_type is not None:
             told += f" error_type={record.error_type}"
         if (stopped := record.stopped) is not None:

@@ -55,6 +55,22 @@ class RunningView(Protocol):
         ...
 
 
+class Logs(Protocol):
+    """Event logs by the id they are read under: `runner.plugins.eventlog.EventLogs`."""
+
+    def add(self, log: Any) -> Any:
+        """Keep an `EventLog` until a while after its end."""
+        ...
+
+    def also_in(self, find: Callable[[str], Any]) -> None:
+        """Ask `find` too: it gives the log of an id, or None. For plugins that keep their own."""
+        ...
+
+    def find(self, id: str) -> Any:
+        """The log that is read under `id`, or None."""
+        ...
+
+
 class ServiceView(Protocol):
     """What a plugin may read of the service it is part of."""
 
@@ -69,6 +85,11 @@ class ServiceView(Protocol):
     @property
     def lanes(self) -> Mapping[str, int]:
         """`places`, `running`, `waiting` and `ghosts` of the app's lane, as they are now."""
+        ...
+
+    @property
+    def logs(self) -> Logs:
+        """The event logs of requests that have one."""
         ...
 
     def codec(self, type: Any) -> Codec:

@@ -402,6 +402,7 @@ def test_check_58_what_is_tried_again(
     result = queue.ended(id)
 
     assert result.status_code == status
+    queue.runner.wait_for("app.output", text=f"try {case}", times=tries)
     assert len(queue.runner.events("app.output", text=f"try {case}")) == tries
     assert {line["request_id"] for line in queue.runner.events("app.output", text=f"try {case}")} == {id}
 

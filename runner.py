@@ -75,7 +75,7 @@ from runner.schemas.queue import QueueStore
 from runner.schemas.request import Request, current_request, enter_request
 from runner.schemas.response import Response, json_response
 from runner.schemas.routes import Routes
-from runner.schemas.service import Answer
+from runner.schemas.service import Answer, Check
 from runner.schemas.settings import Settings, read_settings
 
 __all__ = [
@@ -263,10 +263,12 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
             check_socket(endpoint, of=app.name)
             service.sockets.add("GET", endpoint.path, (endpoint, service.talk_of(endpoint)))
             continue
-        cancelled = cancels.get(endpoint.path)
-        answer = service.answer_of(endpoint, aside=cancelled is not None or endpoint.mark.health_check is not None)
+        cancelled, check = cancels.get(endpoint.path), endpoint.mark.health_check
+        answer = service.answer_of(endpoint, aside=cancelled is not None or check is not None)
         if cancelled is None:
             service.routes.add("POST", endpoint.path, Answer(answer, endpoint))
+            if check is not None and check.method == "GET":
+                service.routes.add("GET", endpoint.path, Answer(answer, endpoint))
         else:
             service.running_now.handlers[cancelled] = Answer(answer)
             service.routes.add("POST", endpoint.path, Answer(service.running_now.after(answer)))
@@ -282,6 +284,8 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     service.interceptors = tuple(ask(plugins, "intercept_requests", service=service))
     service.added_headers = tuple(ask(plugins, "response_headers", service=service))
     service.error_maps = tuple(reversed(ask(plugins, "map_error", service=service)))
+    for checks in ask(plugins, "health_checks", service=service):
+        service.health_checks |= checks
     service.observers = tuple(ask(plugins, "observe_requests", service=service))
     service.output_observers = tuple(ask(plugins, "observe_output", service=service))
     return service
@@ -331,6 +335,7 @@ class Service:
         )
         self.logs = EventLogs()
         self.threads_are_out = True  # False once a thread of the lane outlived the shutdown
+        self.health_checks: dict[str, Check] = {}
         self._codecs: dict[Any, Codec] = {}
         self._watching: set[asyncio.Task[None]] = set()
         self._talks: set[Talk] = set()
@@ -431,7 +436,8 @@ class Service:
         watch: Callable[[], object] | None = None
         try:
             is_job = request.begin is not None  # let in when it was submitted, and for endpoints only
-            response = None if is_job else next((r for look in self.interceptors if (r := look(request)) is not None), None)
+            inside = is_job or request.from_within
+            response = None if inside else next((r for look in self.interceptors if (r := look(request)) is not None), None)
             if response is None:
                 found = self.routes.find(request)
                 if is_job and found.endpoint is None:
@@ -441,7 +447,7 @@ class Service:
                     request.body = await read_body(receive, request.scope["headers"], self.settings.max_body_bytes)
                 if found.endpoint is not None:
                     self.running_now.begins(request, found.endpoint)
-                    if found.endpoint.on_disconnect == "cancel":
+                    if found.endpoint.on_disconnect == "cancel" and not request.from_within:
                         watch = self._watch(request, receive, reply)
                 answered = found.answer(request)
                 response = answered if isinstance(answered, Response) else await answered
@@ -590,9 +596,9 @@ class Service:
     def _haunted(self) -> None:
         """A thread outlived its cancel bound, or came back: not ready meanwhile."""
         if ghosts := self.lane.ghosts + self.aside.ghosts:
-            self.health.become(State.UNHEALTHY, f"{ghosts} places are held by work that does not stop")
+            self.health.ail("lanes", f"{ghosts} places are held by work that does not stop")
         else:
-            self.health.become(State.READY)
+            self.health.recover("lanes")
 
     async def _set_up(self) -> None:
         began, limit = time.perf_counter(), self.app.options.startup_timeout
@@ -634,6 +640,13 @@ class Service:
             await function()
         elif inspect.isawaitable(left := await self.lane.run(function, Request())):
             await left
+
+    async def beside(self, function: Callable[[], Any]) -> Any:
+        """Call a function of the app past its places: what looks after it must not wait for it."""
+        if inspect.iscoroutinefunction(function):
+            return await function()
+        said = await self.aside.run(function, Request())
+        return await said if inspect.isawaitable(said) else said
 
     async def drain(self) -> None:
         """Take no more requests, let those that run finish within the grace period, then cancel them."""

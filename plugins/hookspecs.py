@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..schemas.queue import QueueStore
     from ..schemas.request import Request
     from ..schemas.response import Response
-    from ..schemas.service import BindWrapper, Mount, Route, ServiceView, Wrapper
+    from ..schemas.service import BindWrapper, Check, Mount, Route, ServiceView, Wrapper
 
 hookspec = pluggy.HookspecMarker("runner")
 hookimpl = pluggy.HookimplMarker("runner")
@@ -139,6 +139,15 @@ def queue_store(service: ServiceView) -> QueueStore | None:
 
     Asked once. The first answer wins, last registered first; ours keeps them below `data_dir`.
     `runner.plugins.queue.contract` has the tests that every store must pass. None: not mine.
+    """
+
+
+@hookspec
+def health_checks(service: ServiceView) -> Mapping[str, Check] | None:
+    """Return async functions that say what is wrong with the app, or None while all is well, by name.
+
+    Asked once; each is called at the interval of the regular checks, and one that raises or takes
+    too long has failed. None: nothing to check.
     """
 
 

@@ -65,6 +65,7 @@ class Request:
         # work begins. Asked once the job has its place; the work waits for it, and does not begin
         # if it raises.
         self.begin: Callable[[], Awaitable[None]] | None = None
+        self.from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
         self.log: Any = None  # its EventLog, for requests that keep one
 
     @property

@@ -22,6 +22,7 @@ Call = Callable[[Request, dict[str, Any]], Awaitable[Response]]
 Wrapper = Callable[[Call], Call]
 Bind = Callable[[Request], dict[str, Any]]
 BindWrapper = Callable[[Bind], Bind]
+Check = Callable[[], Awaitable[str | None]]  # of the app's health; None: well, else what is wrong
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +106,15 @@ class ServiceView(Protocol):
 
     @property
     def running_now(self) -> RunningView: ...
+    @property
+    def health_checks(self) -> Mapping[str, Check]:
+        """What the hook of that name gave, by name; known before `lifespan` is asked."""
+        ...
+
+    async def beside(self, function: Callable[[], Any]) -> Any:
+        """Call a sync or async function of the app past its places, a sync one in a thread."""
+        ...
+
 
     async def perform(self, request: Request, receive: Receive, send: Send) -> None:
         """Answer a request that did not come over the wire as if it had; `receive` and `send` are ASGI's."""

@@ -41,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxy: Annotated[list[str], Meta(description="address or network whose X-Forwarded headers count; may repeat")] = []
     auth_key: Annotated[list[str], Meta(description="key that callers must show; may repeat; none: everybody may call")] = []
     fal_gateway: Annotated[int, Meta(ge=-1, le=65535, description="port of a local proxy for unchanged fal clients; 0 picks one; -1: none")] = -1
+    health_seconds: Annotated[float, Meta(gt=0, description="seconds between checks of the app's health")] = 15
     ready_fd: Annotated[int, Meta(ge=-1, description="file descriptor that gets one JSON line when ready")] = -1
 
 

@@ -142,6 +142,13 @@ def queue_store(service):
     return None
 
 @runner.hookimpl
+def health_checks(service):
+    async def look():
+        print("looked")
+        return None
+    return {"stranger": look}
+
+@runner.hookimpl
 def lifespan(service):
     @contextlib.asynccontextmanager
     async def around():
@@ -174,7 +181,7 @@ class Foreign:
 """,
     )
     env = {"PYTHONPATH": str(stranger.parent)}
-    with serving(f"{app}:Plain", "--plugin", "stranger", env=env) as served:
+    with serving(f"{app}:Plain", "--plugin", "stranger", "--health-seconds", "0.05", env=env) as served:
         assert served.post("/?name=me").json() == "me"
         assert served.post("/?name=nobody").status_code == 403
         assert served.post("/?name=odd").status_code == 410
@@ -184,6 +191,7 @@ class Foreign:
         assert served.get("/greet/you").text == "hello you"
         assert served.get("/health/live").text == "mine"
         assert served.get("/nowhere").headers["x-app"] == "Plain"
+        served.wait_for("app.output", text="looked")
         served.stop()
     with serving(f"{app}:Foreign", "--plugin", "stranger", env=env) as foreign:
         assert foreign.post("/").json() == "foreign"
@@ -193,7 +201,7 @@ class Foreign:
     assert said[0] == "entered"
     assert said[-2:] == ["teardown", "left"]
     (listed,) = served.events("plugins.loaded")
-    assert any(line.startswith("stranger 1.2.3 (describe_app, intercept_requests") for line in listed["plugins"])
+    assert any(line.startswith("stranger 1.2.3 (describe_app, health_checks, intercept_requests") for line in listed["plugins"])
 
 
 def test_the_stranger_answers_all_hooks_that_there_are(stranger: Path) -> None:

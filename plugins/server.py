@@ -5,7 +5,7 @@ its own waits on idle connections, and on Python 3.12 and newer for as long as t
 
 The first SIGTERM or SIGINT drains: `handle_exit`, no more requests, running ones to their end or
 the end of the grace period, `teardown`, exit code 0. The second ends the process at once. A failed
-setup ends it with code 1, after probes had a second to read why.
+setup ends it with code 1, after probes had a second to read why. The codes are in `schemas/exits.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import anyio
@@ -31,6 +33,7 @@ from hypercorn.protocol import ws_stream
 from hypercorn.utils import wrap_app
 
 from ..schemas.asgi import ASGIApp, Receive, Scope, Send
+from ..schemas.exits import SETUP_FAILED, STOPPED
 from ..schemas.health import Health, State
 from ..schemas.problems import ConfigError
 from ..schemas.settings import Settings
@@ -40,7 +43,8 @@ VANISHED = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # a sile
 CLOSE_SECONDS = 1.0  # for connections to say goodbye after the last answer
 FAILED_SECONDS = 1.0  # for probes to read why setup failed
 EXIT_SECONDS = 2.0  # for the interpreter to end, once all is over
-SETUP_FAILED = 1
+BACKLOG = 2048  # connections that wait to be accepted
+READY_VARIABLE = "RUNNER_SUPERVISOR_FD"  # of plugins/supervising.py, which must not be imported for it
 
 log = structlog.get_logger("runner.server")
 
@@ -58,6 +62,8 @@ class Runnable(Protocol):
 
 def listen(settings: Settings) -> socket.socket:
     """Bind the address of `settings`. Raises ConfigError naming the flag when it cannot be had."""
+    if settings.listen_fd >= 0:
+        return _inherited(settings.listen_fd)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -75,6 +81,26 @@ def listen(settings: Settings) -> socket.socket:
     sock.setblocking(False)
     sock.set_inheritable(True)
     return sock
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=descriptor)
+        sock.getsockname()
+    except OSError as error:
+        raise ConfigError(f"--listen-fd {descriptor}: {error.strerror}; give a listening socket, as --supervise does") from None
+    sock.setblocking(False)
+    return sock
+
+
+def supervise(settings: Settings) -> None:
+    """Bind the socket and turn this process into the parent that keeps a runner behind it. Does not return."""
+    sock = listen(settings)
+    sock.listen(BACKLOG)
+    descriptor = sock.detach()
+    command = [sys.executable, *sys.orig_argv[1:]]
+    script = str(Path(__file__).with_name("supervising.py"))
+    os.execv(sys.executable, [sys.executable, "-I", "-S", script, str(descriptor), *command])
 
 
 def run(service: Runnable, settings: Settings) -> int:
@@ -101,24 +127,29 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
             log.error("handle_exit.failed", exc_info=error)
 
     def on_state(state: State) -> None:
-        if state is State.READY and settings.ready_fd >= 0:
-            _tell_ready(settings.ready_fd, url)
+        if state is State.READY:
+            _tell_supervisor()
+            if settings.ready_fd >= 0:
+                _tell_ready(settings.ready_fd, url)
         if state is State.FAILED:
             loop.call_later(FAILED_SECONDS, stop.set)
 
-    async def stopped() -> None:
-        await stop.wait()
-        await service.drain()
+    def on_replacement() -> None:
+        log.error("server.replacing", code=service.health.exit_code, reason=service.health.reason)
+        stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     url = url_of(sock, settings)
     service.health.watch(on_state)
+    service.health.watch_replacement(on_replacement)
     async with service.running():
         log.info("server.listening", url=url)
-        await serve(service, settings, sock, stopped)
+        await serve(service, settings, sock, stop, service.drain)
     log.info("server.stopped")
-    return SETUP_FAILED if service.health.state is State.FAILED else 0
+    if service.health.state is State.FAILED:
+        return SETUP_FAILED
+    return STOPPED if service.health.exit_code is None else service.health.exit_code
 
 
 def url_of(sock: socket.socket, settings: Settings) -> str:
@@ -137,6 +168,12 @@ def _tell_ready(descriptor: int, url: str) -> None:
         log.error("ready_fd.failed", descriptor=descriptor, problem=error.strerror)
 
 
+def _tell_supervisor() -> None:
+    if descriptor := os.environ.pop(READY_VARIABLE, ""):
+        os.write(int(descriptor), b"r")
+        os.close(int(descriptor))
+
+
 def _has_uvloop() -> bool:
     return importlib.util.find_spec("uvloop") is not None
 
@@ -149,9 +186,9 @@ def _leave_soon(code: int) -> None:
 
 
 async def serve(
-    app: ASGIApp, settings: Settings, sock: socket.socket, stopped: Callable[[], Awaitable[None]]
+    app: ASGIApp, settings: Settings, sock: socket.socket, stop: anyio.Event, drain: Callable[[], Awaitable[None]]
 ) -> None:
-    """Answer connections on `sock` with `app` until `stopped()` returns, then close them all."""
+    """Answer connections on `sock` with `app` until `stop` is set and drained, then close them all."""
     config = Config()
     config.certfile, config.keyfile = settings.tls_cert or None, settings.tls_key or None
     config.alpn_protocols = ["h2", "http/1.1"]
@@ -179,9 +216,12 @@ async def serve(
             tls = config.create_ssl_context()
         except ssl.SSLError as error:
             raise ConfigError(f"--tls-cert {settings.tls_cert}: not a certificate and its key ({error.reason})") from None
-    server = await asyncio.start_server(connected, sock=sock, backlog=2048, ssl=tls)
+    server = await asyncio.start_server(connected, sock=sock, backlog=BACKLOG, ssl=tls)
     try:
-        await stopped()
+        await stop.wait()
+        if settings.listen_fd >= 0:
+            server.close()  # who calls now waits in the backlog for the next runner
+        await drain()
     finally:
         server.close()
         await context.terminated.set()  # idle connections close

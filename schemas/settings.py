@@ -42,6 +42,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     auth_key: Annotated[list[str], Meta(description="key that callers must show; may repeat; none: everybody may call")] = []
     fal_gateway: Annotated[int, Meta(ge=-1, le=65535, description="port of a local proxy for unchanged fal clients; 0 picks one; -1: none")] = -1
     health_seconds: Annotated[float, Meta(gt=0, description="seconds between checks of the app's health")] = 15
+    stuck_seconds: Annotated[float, Meta(gt=0, description="after which cancelled work that does not leave has the process replaced")] = 30
+    supervise: Annotated[bool, Meta(description="keep a parent that replaces the runner when it dies or falls ill")] = False
+    listen_fd: Annotated[int, Meta(ge=-1, description="file descriptor of a socket that listens already; instead of host and port")] = -1
     ready_fd: Annotated[int, Meta(ge=-1, description="file descriptor that gets one JSON line when ready")] = -1
 
 
@@ -49,7 +52,7 @@ ACTIONS = {
     "openapi": "print the OpenAPI document and end",
     "check": "load the app, list its endpoints and plugins, and end",
 }
-EXAMPLES = {"port": "8000", "app_id": "local/my-app", "log_format": "json", "log_level": "info", "ready_fd": "3"}
+EXAMPLES = {"port": "8000", "app_id": "local/my-app", "log_format": "json", "log_level": "info", "ready_fd": "3", "listen_fd": "3", "supervise": "true"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,9 +73,12 @@ def read_settings(
     parser.add_argument("target", metavar="MODULE:CLASS", help="the app: app:MyApp, path/to/app.py:MyApp or app.py::MyApp")
     for name, hint in hints.items():
         default = getattr(Settings(), name)
-        help_text = hint.__metadata__[0].description + (f" (default {default})" if default not in ("", [], -1) else "")
+        help_text = hint.__metadata__[0].description + (f" (default {default})" if default not in ("", [], -1, False) else "")
         flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, action="append" if _is_list(hint) else "store", help=help_text, metavar=name.upper())
+        if _is_bool(hint):
+            parser.add_argument(flag, action="store_true", default=None, help=help_text)
+        else:
+            parser.add_argument(flag, action="append" if _is_list(hint) else "store", help=help_text, metavar=name.upper())
     actions = parser.add_mutually_exclusive_group()
     for name, help_text in ACTIONS.items():
         actions.add_argument(f"--{name}", action="store_true", help=help_text)
@@ -94,6 +100,10 @@ def read_settings(
         if file and not Path(file).is_file():
             raise ConfigError(f"{name}: there is no file {file!r}")
     return given["target"], settings, next((a for a in ACTIONS if given[a]), None)
+
+
+def _is_bool(hint: Any) -> bool:
+    return get_args(hint)[0] is bool
 
 
 def _is_list(hint: Any) -> bool:

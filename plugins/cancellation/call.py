@@ -98,6 +98,7 @@ class Call:
             take_back(self.thread, None)
         here.call = None
         closing.after(self)
+        del self, work, closing  # an error's frames keep this one, and so what it names
 
     def send(self, *, again: bool = False) -> Sending:
         """Raise the cancel in the thread, if it would land where that is safe. Any thread may call this.
@@ -120,8 +121,8 @@ class Call:
             at = frame.f_lasti
             if not landing.is_safe(frame, FLOOR, into_cleanup=self.disturb):
                 return "unsafe"
-            now = _frames()  # the thread may have moved while we thought
-            stayed = now.get(self.thread) is frame and frame.f_lasti == at
+            # It may have moved while we thought. The dict is not kept: our own frame is in it.
+            stayed = _frames().get(self.thread) is frame and frame.f_lasti == at
             if stayed and self.phase == RUNNING and not self.shields:
                 self.sent += 1
                 self.pending = True

@@ -83,8 +83,8 @@ def scrub(error: BaseException) -> None:
     """Let go of the locals of every frame that `error` passed through. File and line stay readable."""
     for each in chain(error):
         traceback.clear_frames(each.__traceback__)
-    if is_cancel(error):
-        error.__context__ = error.__cause__ = None  # nobody logs how a cancel came about
+    if is_cancel(error):  # nobody logs how a cancel came about
+        error.__context__ = error.__cause__ = error.__traceback__ = None
 
 
 def drop_own_frame(error: BaseException) -> None:

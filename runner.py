@@ -44,7 +44,7 @@ if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` to
 from runner.plugins.bodies import Disconnected, read_body
 from runner.plugins.calling import make_call
 from runner.plugins.cancellation import Limits, Token, checkpoint, shield
-from runner.plugins.eventlog import EventLogs
+from runner.plugins.eventlog import EventLog, EventLogs
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.lanes import Lane
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
@@ -82,7 +82,7 @@ from runner.schemas.settings import Settings, read_settings
 
 __all__ = [
     *names.__all__,
-    "App", "Header", "Service", "asgi", "assemble", "checkpoint", "describe_app", "endpoint", "hookimpl",
+    "App", "EventLog", "Header", "Service", "asgi", "assemble", "checkpoint", "describe_app", "endpoint", "hookimpl",
     "main", "preview", "progress", "realtime", "shield",
 ]  # fmt: skip
 

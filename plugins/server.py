@@ -1,7 +1,8 @@
 """The server: one process from its open socket to its exit code.
 
-Hypercorn reads the bytes (HTTP/1.1, HTTP/2, WebSockets, TLS). Starting and stopping is ours:
-its own waits on idle connections, and on Python 3.12 and newer for as long as they live.
+Hypercorn reads the bytes (HTTP/1.1, HTTP/2, TLS), `websocket.py` those of WebSockets. Starting and
+stopping is ours: hypercorn's own waits on idle connections, and on Python 3.12 and newer for as long
+as they live.
 
 The first SIGTERM or SIGINT drains: `handle_exit`, no more requests, running ones to their end or
 the end of the grace period, `teardown`, exit code 0. The second ends the process at once. A failed
@@ -37,6 +38,7 @@ from ..schemas.exits import SETUP_FAILED, STOPPED
 from ..schemas.health import Health, State
 from ..schemas.problems import ConfigError
 from ..schemas.settings import Settings
+from .websocket import READ_BYTES, serve_handshake
 
 IDLE_SECONDS = 300  # fal's own keep-alive; hypercorn's default of 5 s cuts pooled clients off
 VANISHED = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # a silent peer is given up after 50 s
@@ -185,6 +187,31 @@ def _leave_soon(code: int) -> None:
     timer.start()
 
 
+async def first_bytes(reader: asyncio.StreamReader) -> bytes:
+    """What a connection begins with; empty when it ends, fails or says nothing."""
+    try:
+        async with asyncio.timeout(IDLE_SECONDS):
+            return await reader.read(READ_BYTES)
+    except OSError:  # TimeoutError is one
+        return b""
+
+
+class Replayed:
+    """A reader whose first bytes were read already; as much of one as hypercorn asks for."""
+
+    def __init__(self, data: bytes, reader: asyncio.StreamReader) -> None:
+        self._data, self._reader = data, reader
+
+    def at_eof(self) -> bool:
+        return not self._data and self._reader.at_eof()
+
+    async def read(self, size: int) -> bytes:
+        if self._data:
+            data, self._data = self._data, b""
+            return data
+        return await self._reader.read(size)
+
+
 async def serve(
     app: ASGIApp, settings: Settings, sock: socket.socket, stop: anyio.Event, drain: Callable[[], Awaitable[None]]
 ) -> None:
@@ -202,13 +229,20 @@ async def serve(
     context = WorkerContext(None)
     wrapped = wrap_app(cast(Any, app), config.wsgi_max_body_size, "asgi")
     connections: set[asyncio.Task[Any]] = set()
+    silent: set[asyncio.StreamWriter] = set()  # of connections that have not sent anything yet
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         connections.add(task)
         task.add_done_callback(connections.discard)
-        await TCPServer(wrapped, loop, config, context, {}, reader, writer)
+        silent.add(writer)
+        data = await first_bytes(reader)
+        silent.discard(writer)
+        if not data:
+            writer.close()
+        elif not await serve_handshake(app, data, reader, writer, settings.max_message_bytes):
+            await TCPServer(wrapped, loop, config, context, {}, cast(Any, Replayed(data, reader)), writer)
 
     tls: ssl.SSLContext | None = None
     if settings.tls_cert:
@@ -225,6 +259,8 @@ async def serve(
     finally:
         server.close()
         await context.terminated.set()  # idle connections close
+        for writer in silent:
+            writer.close()
         if connections:
             await asyncio.wait(connections, timeout=CLOSE_SECONDS)
         for task in list(connections):

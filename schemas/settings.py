@@ -32,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_message_bytes: Annotated[int, Meta(ge=1, description="largest message of a WebSocket")] = 100 * 1024 * 1024
     max_messages_per_second: Annotated[int, Meta(ge=0, description="messages read of one WebSocket per second; 0 for any number")] = 10_000
     ping_seconds: Annotated[float, Meta(gt=0, description="silence after which a stream of events gets a comment")] = 15
+    progress_bars: Annotated[Literal["on", "off"], Meta(description="whether bars of tqdm and the like tell how far a request is")] = "on"
     allow_private_hosts: Annotated[list[str], Meta(description="host that inputs may be fetched from although private; may repeat")] = []
     data_dir: Annotated[str, Meta(description="folder for what outlives the process: queue, files")] = ".runner"
     durability: Annotated[Literal["process", "power"], Meta(description="what accepted jobs survive: the process's death, or a power cut too")] = "process"

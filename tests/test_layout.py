@@ -18,6 +18,7 @@ FLOORS = {
     "runner.plugins.registry": 2,
     "runner.plugins.lanes": 3,
     "runner.plugins.streaming": 4,
+    "runner.plugins.websocket": 4,
     "runner.plugins": 5,
     "runner": 6,
 }

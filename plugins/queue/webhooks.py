@@ -160,15 +160,15 @@ class Webhooks:
             problem, is_final = f"{type(error).__name__}: {error}", False
         attempts = delivery.attempts + 1
         if not problem:
-            log.info("webhook.delivered", request_id=job.id, attempts=attempts)
             await self._store.delivered(job.id)
+            log.info("webhook.delivered", request_id=job.id, attempts=attempts)
         elif is_final or attempts >= ATTEMPTS:
             log.error("webhook.given_up", request_id=job.id, attempts=attempts, problem=problem)
             await self._store.delivered(job.id)
         else:
             seconds = self._pause(attempts)
-            log.warning("webhook.failed", request_id=job.id, attempts=attempts, problem=problem, seconds=round(seconds, 1))
             await self._store.deliver_later(job.id, time.time() + seconds)
+            log.warning("webhook.failed", request_id=job.id, attempts=attempts, problem=problem, seconds=round(seconds, 1))
 
     def _headers(self, id: str, body: bytes) -> dict[str, str]:
         when = str(int(time.time()))

@@ -11,6 +11,7 @@ setup ends it with code 1, after probes had a second to read why.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import json
 import os
@@ -19,7 +20,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Protocol, cast
 
 import anyio
@@ -86,7 +87,7 @@ def run(service: Runnable, settings: Settings) -> int:
 
 
 async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> int:
-    stop = anyio.Event()
+    stop, drained = anyio.Event(), anyio.Event()
     loop = asyncio.get_running_loop()
 
     def on_signal(number: signal.Signals) -> None:
@@ -109,12 +110,16 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
     async def stopped() -> None:
         await stop.wait()
         await service.drain()
+        drained.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     url = url_of(sock, settings)
     service.health.watch(on_state)
-    async with service.running():
+    async with service.running(), AsyncExitStack() as doors:
+        if settings.fal_gateway >= 0:
+            gateway = importlib.import_module("runner.plugins.gateway").gateway
+            await doors.enter_async_context(gateway(settings, lambda ours, inner: serve(service, ours, inner, drained.wait)))
         log.info("server.listening", url=url)
         await serve(service, settings, sock, stopped)
     log.info("server.stopped")

@@ -12,6 +12,7 @@ setup ends it with code 1, after probes had a second to read why. The codes are 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import json
 import os
@@ -21,7 +22,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -114,7 +115,7 @@ def run(service: Runnable, settings: Settings) -> int:
 
 
 async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> int:
-    stop = anyio.Event()
+    stop, drained = anyio.Event(), anyio.Event()
     loop = asyncio.get_running_loop()
 
     def on_signal(number: signal.Signals) -> None:
@@ -140,14 +141,23 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
         log.error("server.replacing", code=service.health.exit_code, reason=service.health.reason)
         stop.set()
 
+    async def drain() -> None:
+        await service.drain()
+        drained.set()
+
+    async def no_more() -> None: ...
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     url = url_of(sock, settings)
     service.health.watch(on_state)
     service.health.watch_replacement(on_replacement)
-    async with service.running():
+    async with service.running(), AsyncExitStack() as doors:
+        if settings.fal_gateway >= 0:
+            gateway = importlib.import_module("runner.plugins.gateway").gateway
+            await doors.enter_async_context(gateway(settings, lambda ours, inner: serve(service, ours, inner, drained, no_more)))
         log.info("server.listening", url=url)
-        await serve(service, settings, sock, stop, service.drain)
+        await serve(service, settings, sock, stop, drain)
     log.info("server.stopped")
     if service.health.state is State.FAILED:
         return SETUP_FAILED

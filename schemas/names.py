@@ -55,16 +55,17 @@ from .response import EVENTS, JSON, Response, StreamingResponse, json_response
 from .routes import compiled
 from .service import Bind, BindWrapper, Call, Check, Mount, Route, ServiceView, Wrapper
 from .settings import Settings
+from .tokens import Tokens, is_known
 from .websocket import WebSocket, WebSocketDisconnect, WebSocketState
 
 __all__ = [
     "ENDS", "EVENTS", "JSON", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Check", "Codec", "ConfigError",
     "Content", "Delivery", "Endpoint", "Fault", "File", "Finished", "HTTPError", "HealthCheck", "Image",
     "InvalidInput", "InvalidOutput", "Job", "JobChange", "JobHeaders", "JobMove", "JobOutcome", "JobState", "Loc",
-    "LogLine", "Mark", "Message", "Mount", "OnOutput", "Options", "Origins", "OutputStream", "Parameter", "Priority",
-    "QueueStore", "RawHeaders", "Request", "RequestCancelled", "Response", "Retry", "Route", "RunnerError", "Scope",
-    "ServerError", "ServiceView", "Settings", "Source", "State", "StreamingResponse", "Unfetchable", "Unstorable",
-    "Video", "WebSocket", "WebSocketDisconnect", "WebSocketState", "Wrapper", "advance_job", "as_sse", "check_path",
-    "checked_url", "compiled", "current_request", "derive_alias", "is_data", "is_starlette", "json_response",
-    "printable", "read_options", "safe_name", "stopped_problem",
+    "LogLine", "Mark", "Message", "Mount", "OnOutput", "Options", "Origins", "OutputStream", "Parameter",
+    "Priority", "QueueStore", "RawHeaders", "Request", "RequestCancelled", "Response", "Retry", "Route",
+    "RunnerError", "Scope", "ServerError", "ServiceView", "Settings", "Source", "State", "StreamingResponse",
+    "Tokens", "Unfetchable", "Unstorable", "Video", "WebSocket", "WebSocketDisconnect", "WebSocketState", "Wrapper",
+    "advance_job", "as_sse", "check_path", "checked_url", "compiled", "current_request", "derive_alias", "is_data",
+    "is_known", "is_starlette", "json_response", "printable", "read_options", "safe_name", "stopped_problem",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ FLOORS = {
     "runner.schemas": 0,
     "runner.plugins.hookspecs": 1,
     "runner.plugins.cancellation": 2,
+    "runner.plugins.addresses": 2,
     "runner.plugins.eventlog": 2,
     "runner.plugins.registry": 2,
     "runner.plugins.lanes": 3,

@@ -40,9 +40,10 @@ __version__ = "0.1.0"
 if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` took our folder off its path
     sys.path.insert(0, HOUSE)
 
-from runner.plugins.bodies import Disconnected, read_body
+from runner.plugins.bodies import Disconnected, Stream, read_body
 from runner.plugins.calling import make_call
 from runner.plugins.cancellation import Token, checkpoint
+from runner.plugins.files import Audio, CompressedFile, Depot, Image
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.lanes import Lane
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
@@ -64,10 +65,8 @@ from runner.schemas.endpoint import (
 )
 from runner.schemas.events import Finished
 from runner.schemas.files import (
-    Audio,
     Content,
     File,
-    Image,
     Loc,
     Unfetchable,
     Video,
@@ -106,7 +105,7 @@ from runner.schemas.settings import Settings, read_settings
 
 # What app authors use, and all that the built-in plugins take from the floors below them.
 __all__ = [
-    "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError", "Content", "Endpoint",
+    "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "CompressedFile", "ConfigError", "Content", "Endpoint",
     "Fault", "File", "Finished", "HTTPError", "Header", "HealthCheck", "Image", "InvalidInput", "InvalidOutput",
     "Loc", "Mark", "Mount", "Parameter", "RawHeaders", "Request", "RequestCancelled", "Response", "Route",
     "RunnerError", "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "Unfetchable", "Video",
@@ -299,7 +298,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
         service.routes.add("POST", path, Answer(service.running_now.by_id))
     for routes in reversed(ask(plugins, "register_routes", service=service)):
         for route in routes:
-            service.routes.add(route.method, route.path, Answer(route.answer))
+            service.routes.add(route.method, route.path, Answer(route.answer, streams_in=route.streams_in))
     for mounts in ask(plugins, "mount_app", service=service):
         service.routes.mount(mounts)
     service.interceptors = tuple(ask(plugins, "intercept_requests", service=service))
@@ -340,6 +339,9 @@ class Service:
     def __init__(self, app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) -> None:
         self.app, self.settings, self.plugins = app, settings, plugins
         self.health = Health()
+        self.url = ""  # set by the server that listens
+        store = plugins.hook.file_store(settings=settings)
+        self.depot = Depot(store, settings, lambda: self.url) if store is not None else None
         self.instance = app.make()
         self.lane = Lane(app.options.max_multiplexing, settings.max_queued_requests)
         self.aside = Lane(ASIDE_PLACES, settings.max_queued_requests, name="aside")
@@ -420,7 +422,7 @@ class Service:
         began = time.perf_counter()
         token = Token()
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        request = Request(_request_id(scope), scope=scope, path=path, token=token)
+        request = Request(_request_id(scope), scope=scope, path=path, token=token, depot=self.depot)
         enter_request(request)
         reply = Reply(request, send, self.added_headers)
         self.running_now.add(request)
@@ -442,7 +444,9 @@ class Service:
             if response is None:
                 found = self.routes.find(request)
                 reply.endpoint = found.endpoint
-                if request.method not in ("GET", "HEAD"):
+                if found.streams_in:
+                    request.stream = Stream(receive, request.scope["headers"], self.settings.max_file_bytes)
+                elif request.method not in ("GET", "HEAD"):
                     request.body = await read_body(receive, request.scope["headers"], self.settings.max_body_bytes)
                 if found.endpoint is not None:
                     self.running_now.begins(request, found.endpoint)
@@ -450,13 +454,18 @@ class Service:
                         watch = self._watch(request, receive, reply)
                 answered = found.answer(request)
                 response = answered if isinstance(answered, Response) else await answered
+                if response.stream is not None and found.endpoint is None:
+                    watch = self._watch(request, receive)
             await reply.send(response)
         except Disconnected:
             request.token.cancel("client_disconnected")
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _from_outside(request):
                 raise
-            await reply.fail(self._failure(request, error))
+            response = self._failure(request, error)
+            if request.stream is not None and not request.stream.ended:
+                response.headers["connection"] = "close"  # what nobody read is no next request
+            await reply.fail(response)
         finally:
             if watch is not None:
                 watch()

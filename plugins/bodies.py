@@ -1,9 +1,12 @@
-"""A request's body, whole: within its limit, decompressed, or refused with a reason."""
+"""A request's body, whole or as a stream: within its limit, or refused with a reason.
+
+A whole body is decompressed. A stream is taken as it is, for routes that write it to disk.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from ..schemas.asgi import RawHeaders, Receive
 from ..schemas.problems import HTTPError
@@ -41,6 +44,32 @@ async def read_body(receive: Receive, headers: RawHeaders, limit: int) -> bytes:
             parts.append(part)
     body = parts[0] if len(parts) == 1 else b"".join(parts)
     return decompress(body) if decompress and body else body
+
+
+class Stream:
+    """A body part by part. Raises as `read_body` does, 415 for every content coding."""
+
+    def __init__(self, receive: Receive, headers: RawHeaders, limit: int) -> None:
+        length, coding = _framing(headers)
+        if length > limit:
+            raise _too_large(limit)
+        if coding not in ("", "identity"):
+            raise HTTPError(415, "this path takes bytes as they are; send them without Content-Encoding", CLOSE)
+        self._receive, self._left, self._limit = receive, limit, limit
+        self.ended = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while not self.ended:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            part = message.get("body", b"")
+            self._left -= len(part)
+            if self._left < 0:
+                raise _too_large(self._limit)
+            self.ended = not message.get("more_body", False)
+            if part:
+                yield part
 
 
 def _framing(headers: RawHeaders) -> tuple[int, str]:

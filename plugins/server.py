@@ -49,6 +49,7 @@ class Runnable(Protocol):
 
     health: Health
     instance: Any
+    url: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
     def running(self) -> AbstractAsyncContextManager[None]: ...
@@ -107,7 +108,7 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    url = url_of(sock, settings)
+    service.url = url = url_of(sock, settings)
     service.health.watch(on_state)
     async with service.running():
         log.info("server.listening", url=url)

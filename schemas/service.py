@@ -14,6 +14,7 @@ from .health import Health
 from .request import Request
 from .response import Response
 from .settings import Settings
+from .storing import Depot
 
 Call = Callable[[Request, dict[str, Any]], Awaitable[Response]]
 Wrapper = Callable[[Call], Call]
@@ -33,14 +34,20 @@ class Answer(NamedTuple):
 
     answer: Callable[[Request], Response | Awaitable[Response]]
     endpoint: Endpoint | None = None
+    streams_in: bool = False
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """A path that a plugin answers: `answer` is called with the request, its body read."""
+    """A path that a plugin answers: `answer` is called with the request, its body read.
+
+    With `streams_in` the body is not read: `answer` reads it part by part from `request.stream`,
+    which ends at `max_file_bytes` instead of `max_body_bytes`.
+    """
 
     method: str
     path: str  # may hold {name} parts, found in `request.path_parameters`
     answer: Callable[[Request], Awaitable[Response] | Response]
+    streams_in: bool = False
 
 
 class ServiceView(Protocol):
@@ -57,6 +64,16 @@ class ServiceView(Protocol):
     @property
     def lanes(self) -> Mapping[str, int]:
         """`places`, `running`, `waiting` and `ghosts` of the app's lane, as they are now."""
+        ...
+
+    @property
+    def depot(self) -> Depot | None:
+        """Where Files are fetched and kept; None when the plugin files is left out."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """Where this server listens, as far as it knows: what another machine must call may differ."""
         ...
 
     def codec(self, type: Any) -> Codec:

@@ -30,6 +30,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[int, Meta(ge=1, description="largest request body, also once decompressed")] = 100 * 1024 * 1024
     max_queued_requests: Annotated[int, Meta(ge=0, description="requests that may wait for a place")] = 1000
     allow_private_hosts: Annotated[list[str], Meta(description="host that inputs may be fetched from although private; may repeat")] = []
+    data_dir: Annotated[str, Meta(description="folder for what outlives the process")] = ".runner"
+    public_url: Annotated[str, Meta(pattern=r"^$|^https?://[^/?#\s]+[^?#\s]*$", description="address that callers see; default what each of them called")] = ""
+    max_file_bytes: Annotated[int, Meta(ge=1, description="largest file to fetch, to take as an upload or to unpack")] = 4 * 1024 * 1024 * 1024
+    max_stored_bytes: Annotated[int, Meta(ge=0, description="disk that stored files may take; 0 takes all but a reserve")] = 0
+    file_seconds: Annotated[float, Meta(ge=0, description="life of a stored file when its request wishes none; 0 is for ever")] = 7 * 24 * 3600
     ready_fd: Annotated[int, Meta(ge=-1, description="file descriptor that gets one JSON line when ready")] = -1
 
 
@@ -37,7 +42,7 @@ ACTIONS = {
     "openapi": "print the OpenAPI document and end",
     "check": "load the app, list its endpoints and plugins, and end",
 }
-EXAMPLES = {"port": "8000", "app_id": "local/my-app", "log_format": "json", "log_level": "info", "ready_fd": "3"}
+EXAMPLES = {"port": "8000", "app_id": "local/my-app", "log_format": "json", "log_level": "info", "ready_fd": "3", "public_url": "https://models.example.com"}
 
 
 class _Parser(argparse.ArgumentParser):

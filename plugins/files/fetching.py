@@ -58,11 +58,15 @@ class Fetcher:
         self._resolve = resolve or addresses_of
         self._tls = tls
 
-    def __call__(self, url: str, gone: Callable[[], bool]) -> Content:
-        """Fetch `url`. Raises Unfetchable in words for the caller, RequestCancelled once `gone()`."""
+    def __call__(self, url: str, gone: Callable[[], bool], most_bytes: int | None = None) -> Content:
+        """Fetch `url`, at most `most_bytes` of it if that is less than what this Fetcher allows.
+
+        Raises Unfetchable in words for the caller, RequestCancelled once `gone()`.
+        """
         import httpcore  # not before a file is fetched: it would cost every cold start 60 ms
 
-        watch = Watch(gone, self._seconds, self._idle_seconds)
+        limit = min(self._max_bytes, most_bytes or self._max_bytes)
+        watch = Watch(gone, self._seconds, self._idle_seconds, limit)
         try:
             return self._follow(url, watch)
         except (httpcore.RemoteProtocolError, httpcore.LocalProtocolError) as error:
@@ -106,19 +110,19 @@ class Fetcher:
                 # Nobody asked for it, and what it unpacks to has no announced size.
                 raise Unfetchable(f"its server sent the content coding {coding!r}, unasked")
             length = received.get("content-length", "")
-            if length.isdecimal() and int(length) > self._max_bytes:
-                raise self._too_large()
-            return self._kept(response, received, target)
+            if length.isdecimal() and int(length) > watch.most_bytes:
+                raise _too_large(watch.most_bytes)
+            return self._kept(response, received, target, watch.most_bytes)
 
-    def _kept(self, response: Any, received: Mapping[str, str], target: Target) -> Content:
+    def _kept(self, response: Any, received: Mapping[str, str], target: Target, most_bytes: int) -> Content:
         name = parameters(received.get("content-disposition", "")).get("filename")
         name = safe_name(name) or safe_name(unquote(target.path.partition("?")[0]))
         guessed = mimetypes.guess_type(name)[0] if name else None
         content = Content(content_type=essence_of(received.get("content-type")) or guessed, file_name=name)
         try:
             for chunk in response.iter_stream():
-                if content.size + len(chunk) > self._max_bytes:
-                    raise self._too_large()
+                if content.size + len(chunk) > most_bytes:
+                    raise _too_large(most_bytes)
                 content.append(chunk)
         except BaseException:
             content.close()
@@ -165,10 +169,6 @@ class Fetcher:
                 return answers.get(timeout=POLL_SECONDS)
             watch.check(since)
 
-    def _too_large(self) -> Unfetchable:
-        return Unfetchable(f"it is larger than {self._max_bytes} bytes, the limit of this server")
-
-
 class Target:
     """A URL taken apart. Raises Unfetchable for hosts that are no names and no plain addresses."""
 
@@ -191,10 +191,11 @@ class Target:
 
 
 class Watch:
-    """The clock over one download: it ends when nobody wants it, or when time is up."""
+    """The clock over one download: it ends when nobody wants it, or when time is up. Knows its size limit, too."""
 
-    def __init__(self, gone: Callable[[], bool], seconds: float, idle_seconds: float) -> None:
+    def __init__(self, gone: Callable[[], bool], seconds: float, idle_seconds: float, most_bytes: int) -> None:
         self._gone, self._seconds, self.idle_seconds = gone, seconds, idle_seconds
+        self.most_bytes = most_bytes
         self._deadline = time.monotonic() + seconds
 
     def check(self, idle_since: float | None = None, idle_seconds: float | None = None) -> None:
@@ -285,6 +286,10 @@ class _Stream:
         poll.register(self._sock, event)
         while not poll.poll(POLL_SECONDS * 1000):
             self._watch.check(since, idle_seconds)
+
+
+def _too_large(most_bytes: int) -> Unfetchable:
+    return Unfetchable(f"it is larger than {most_bytes} bytes, the limit of this server")
 
 
 def _redirected(target: Target, location: str) -> Target:

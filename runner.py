@@ -40,7 +40,7 @@ __version__ = "0.1.0"
 if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` took our folder off its path
     sys.path.insert(0, HOUSE)
 
-from runner.plugins.bodies import Disconnected, Stream, read_body
+from runner.plugins.bodies import Disconnected, Stream, lingering, read_body
 from runner.plugins.calling import make_call
 from runner.plugins.cancellation import Token, checkpoint
 from runner.plugins.files import Audio, CompressedFile, Depot, Image
@@ -439,6 +439,7 @@ class Service:
     async def _answer(self, request: Request, receive: Receive, reply: Reply) -> None:
         """Find what answers, run it, send what it gives; whatever is raised becomes an answer too."""
         watch: Callable[[], object] | None = None
+        body_read = False
         try:
             response = next((r for look in self.interceptors if (r := look(request)) is not None), None)
             if response is None:
@@ -448,6 +449,7 @@ class Service:
                     request.stream = Stream(receive, request.scope["headers"], self.settings.max_file_bytes)
                 elif request.method not in ("GET", "HEAD"):
                     request.body = await read_body(receive, request.scope["headers"], self.settings.max_body_bytes)
+                    body_read = True
                 if found.endpoint is not None:
                     self.running_now.begins(request, found.endpoint)
                     if found.endpoint.on_disconnect == "cancel":
@@ -463,9 +465,7 @@ class Service:
             if isinstance(error, asyncio.CancelledError) and _from_outside(request):
                 raise
             response = self._failure(request, error)
-            if request.stream is not None and not request.stream.ended:
-                response.headers["connection"] = "close"  # what nobody read is no next request
-            await reply.fail(response)
+            await reply.fail(response if body_read or not _has_body(request) else lingering(response, receive))
         finally:
             if watch is not None:
                 watch()
@@ -625,6 +625,13 @@ def _request_id(scope: Scope) -> str:
             if text.isprintable() and text and len(text) <= LONGEST_REQUEST_ID:
                 return text
     return str(uuid4())
+
+
+def _has_body(request: Request) -> bool:
+    """Whether a body was announced that may not have come to its end yet."""
+    if request.stream is not None and request.stream.ended:
+        return False
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in request.scope["headers"])
 
 
 def _from_outside(request: Request) -> bool:

@@ -8,9 +8,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import AsyncIterator, Callable
 
+import anyio
+
 from ..schemas.asgi import RawHeaders, Receive
 from ..schemas.problems import HTTPError
+from ..schemas.response import Response
 
+LINGER_SECONDS = 2.0  # a number out of the air; a client that sends for longer may see a reset
 CLOSE = {"connection": "close"}  # what we did not read must not be taken for the next request
 
 
@@ -70,6 +74,36 @@ class Stream:
             self.ended = not message.get("more_body", False)
             if part:
                 yield part
+
+
+def lingering(response: Response, receive: Receive) -> Response:
+    """`response` to a request whose body was not read to its end, as the last one on its connection.
+
+    It is sent at once. Then the body is read on for a while and thrown away: closing while the
+    client still sends would reset the connection, and it might never see why.
+    """
+    headers = {**response.headers, **CLOSE, "content-length": str(len(response.body))}
+    return Response(status=response.status, headers=headers, media_type=response.media_type, stream=_Lingering(response.body, receive))
+
+
+class _Lingering:
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    def __aiter__(self) -> _Lingering:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return body
+        with anyio.move_on_after(LINGER_SECONDS):
+            while (await self._receive()).get("more_body", False):
+                pass
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None: ...
 
 
 def _framing(headers: RawHeaders) -> tuple[int, str]:

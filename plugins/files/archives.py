@@ -6,7 +6,9 @@ below. Names that lead out of the folder are cut (zipfile does that) and links a
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -26,7 +28,7 @@ BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtime
 class CompressedFile(File):
     """A File that is a zip archive. Iterating over it gives the paths of the files in it."""
 
-    _folder: tempfile.TemporaryDirectory[str] | None = None
+    _folder: Path | None = None
 
     def __iter__(self) -> Iterator[Path]:
         """Every file in it, by path. They exist as long as this object."""
@@ -40,18 +42,18 @@ class CompressedFile(File):
 
     def _unpacked(self) -> Path:
         if self._folder is None:
-            folder = tempfile.TemporaryDirectory(prefix="runner-zip-", ignore_cleanup_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix="runner-zip-"))
             try:
                 with self.open() as source:
-                    unpack(source, Path(folder.name))
-            except Unpackable as error:
-                folder.cleanup()
-                raise self.invalid(f"Archive could not be unpacked: {error}", type="file_load_error") from None
-            except BaseException:
-                folder.cleanup()
+                    unpack(source, folder)
+            except BaseException as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                if isinstance(error, Unpackable):
+                    raise self.invalid(f"Archive could not be unpacked: {error}", type="file_load_error") from None
                 raise
-            self._folder = folder  # TemporaryDirectory deletes itself when it is collected
-        return Path(self._folder.name)
+            self._folder = folder
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return self._folder
 
 
 class Unpackable(Exception):

@@ -66,11 +66,13 @@ from runner.schemas.endpoint import (
 from runner.schemas.events import Finished
 from runner.schemas.files import (
     Content,
+    Download,
     File,
     Loc,
     Unfetchable,
     Video,
     checked_url,
+    decode_data_uri,
     is_data,
     safe_name,
 )
@@ -102,16 +104,36 @@ from runner.schemas.service import (
     Wrapper,
 )
 from runner.schemas.settings import Settings, read_settings
+from runner.schemas.storing import (
+    Errand,
+    FileData,
+    FileDepot,
+    FileDescription,
+    FilePlace,
+    FileRepository,
+    FileSink,
+    FileStore,
+    Repository,
+    depot_of,
+    enter_depot,
+    file_chunks,
+    lifetime_of,
+    safe_media_type,
+    store_file,
+    type_and_name,
+)
 
 # What app authors use, and all that the built-in plugins take from the floors below them.
 __all__ = [
-    "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "CompressedFile", "ConfigError", "Content", "Endpoint",
-    "Fault", "File", "Finished", "HTTPError", "Header", "HealthCheck", "Image", "InvalidInput", "InvalidOutput",
-    "Loc", "Mark", "Mount", "Parameter", "RawHeaders", "Request", "RequestCancelled", "Response", "Route",
-    "RunnerError", "ServerError", "Service", "ServiceView", "Settings", "Source", "State", "Unfetchable", "Video",
-    "Wrapper", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "current_request", "derive_alias",
-    "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette", "json_response", "main", "printable",
-    "read_options", "realtime", "safe_name",
+    "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "CompressedFile", "ConfigError",
+    "Content", "Download", "Endpoint", "Errand", "Fault", "File", "FileData", "FileDepot", "FileDescription", "FilePlace",
+    "FileRepository", "FileSink", "FileStore", "Finished", "HTTPError", "Header", "HealthCheck", "Image",
+    "InvalidInput", "InvalidOutput", "Loc", "Mark", "Mount", "Parameter", "RawHeaders", "Repository", "Request",
+    "RequestCancelled", "Response", "Route", "RunnerError", "ServerError", "Service", "ServiceView", "Settings",
+    "Source", "State", "Unfetchable", "Video", "Wrapper", "asgi", "assemble", "check_path", "checked_url",
+    "checkpoint", "current_request", "decode_data_uri", "depot_of", "derive_alias", "describe_app", "endpoint", "enter_depot", "file_chunks",
+    "hookimpl", "is_data", "is_starlette", "json_response", "lifetime_of", "main", "printable", "read_options",
+    "realtime", "safe_media_type", "safe_name", "store_file", "type_and_name",
 ]  # fmt: skip
 
 log = structlog.get_logger("runner")
@@ -340,8 +362,8 @@ class Service:
         self.app, self.settings, self.plugins = app, settings, plugins
         self.health = Health()
         self.url = ""  # set by the server that listens
-        store = plugins.hook.file_store(settings=settings)
-        self.depot = Depot(store, settings, lambda: self.url) if store is not None else None
+        stores = ask(plugins, "file_store", settings=settings)
+        self.depot = Depot(stores[-1], settings, lambda: self.url) if stores else None
         self.instance = app.make()
         self.lane = Lane(app.options.max_multiplexing, settings.max_queued_requests)
         self.aside = Lane(ASIDE_PLACES, settings.max_queued_requests, name="aside")
@@ -457,7 +479,7 @@ class Service:
                 answered = found.answer(request)
                 response = answered if isinstance(answered, Response) else await answered
                 if response.stream is not None and found.endpoint is None:
-                    watch = self._watch(request, receive)
+                    watch = self._watch(request, receive, reply)
             await reply.send(response)
         except Disconnected:
             request.token.cancel("client_disconnected")

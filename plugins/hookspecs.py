@@ -54,12 +54,12 @@ def type_codec(type: Any) -> Codec | None:
     """
 
 
-@hookspec(firstresult=True)
+@hookspec
 def file_store(settings: Settings) -> FileStore | None:
     """Return what keeps the files of this service: outputs, and uploads.
 
-    Asked once, before the app's endpoints are known. The first answer wins, last registered first,
-    so a plugin may replace ours. None: not mine. A store should open nothing before it is used.
+    Asked once, before the app is made. Of several stores the one registered last is used, so a
+    plugin may replace ours. None: not mine. A store should open nothing before it is used.
     """
 
 

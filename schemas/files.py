@@ -6,7 +6,7 @@ a name, which is gone when nobody holds the File. What cannot be fetched is the 
 InvalidInput at the field where the File stood. `from_bytes` and `from_path` make a File that
 callers can fetch: it is stored there and then, and what cannot be stored raises.
 
-How to download and where to store is not decided here: that is the `Depot` of the running service
+How to download and where to store is not decided here: that is the `FileDepot` of the running service
 (see `storing`). Outside a service a File that was made stays in memory and shows itself as a data:
 URI. Reading and storing blocks its thread; async endpoints use the twins that end in `_async`.
 
@@ -34,7 +34,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from .problems import Fault, InvalidInput, RequestCancelled
 from .request import current_request
-from .storing import OWN, Repository, depot_of, described, media_type, path_of, put
+from .storing import OWN, Repository, depot_of, path_of, put, safe_media_type, type_and_name
 
 Loc = tuple[str | int, ...]
 INVALID_URL = "value must be a valid URL"
@@ -62,9 +62,10 @@ class Content:
         file_name: str | None = None,
         file: BinaryIO | None = None,
         size: int = 0,
+        folder: str | None = None,
     ) -> None:
         self.content_type, self.file_name, self.size = content_type, file_name, size
-        self._file: Any = file or tempfile.TemporaryFile(prefix="runner-", buffering=0)  # noqa: SIM115
+        self._file: Any = file or tempfile.TemporaryFile(prefix="runner-", buffering=0, dir=folder)  # noqa: SIM115
 
     def append(self, chunk: bytes) -> None:
         """Add to the end. Only for whoever fills it, before anybody reads."""
@@ -152,10 +153,10 @@ class File:
         headers of `request`, or else of the current request. Raises HTTPError 507 when there is no
         room, ValueError for an unknown repository, and what a repository of the author's raises.
         """
-        content_type, name = described(content_type, safe_name(file_name))
+        content_type, name = type_and_name(content_type, safe_name(file_name))
         file = cls.received(data, content_type, name)
         places = _places(repository, fallback_repository, save_kwargs, fallback_save_kwargs)
-        file._url = put(data, media_type(content_type), name, places, request)
+        file._url = put(data, safe_media_type(content_type), name, places, request)
         return file
 
     @classmethod
@@ -177,9 +178,9 @@ class File:
         that was not given is guessed from the name, where fal would say application/octet-stream.
         """
         source = path_of(path)
-        content_type, name = described(content_type, safe_name(source.name))
+        content_type, name = type_and_name(content_type, safe_name(source.name))
         places = _places(repository, fallback_repository, save_kwargs, fallback_save_kwargs)
-        url = put(source, media_type(content_type), name, places, request)
+        url = put(source, safe_media_type(content_type), name, places, request)
         if url is None:
             return cls.received(source.read_bytes(), content_type, name)
         return cls(url, content_type, name, source.stat().st_size)
@@ -329,8 +330,8 @@ class File:
     def _store(self) -> None:
         """Give an upload that goes out an address, once. Without a service it stays a data: URI."""
         if self._url is None and isinstance(self._content, bytes):
-            name = self.file_name or described(self.content_type, None)[1]
-            self._url = put(self._content, media_type(self.content_type), name, [(OWN, {})])
+            name = self.file_name or type_and_name(self.content_type, None)[1]
+            self._url = put(self._content, safe_media_type(self.content_type), name, [(OWN, {})])
 
     def __to_json__(self) -> dict[str, Any]:
         self._store()

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 from .asgi import Scope
 
 if TYPE_CHECKING:
-    from .storing import Depot
+    from .storing import FileDepot
 
 
 class Cancellable(Protocol):
@@ -64,7 +64,7 @@ class Request:
         path: str = "",
         body: bytes = b"",
         token: Cancellable | None = None,
-        depot: Depot | None = None,
+        depot: FileDepot | None = None,
     ) -> None:
         self.id = id
         self.scope: Scope = scope if scope is not None else {}

@@ -14,7 +14,7 @@ from .health import Health
 from .request import Request
 from .response import Response
 from .settings import Settings
-from .storing import Depot
+from .storing import FileDepot
 
 Call = Callable[[Request, dict[str, Any]], Awaitable[Response]]
 Wrapper = Callable[[Call], Call]
@@ -67,7 +67,7 @@ class ServiceView(Protocol):
         ...
 
     @property
-    def depot(self) -> Depot | None:
+    def depot(self) -> FileDepot | None:
         """Where Files are fetched and kept; None when the plugin files is left out."""
         ...
 

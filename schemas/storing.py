@@ -1,7 +1,7 @@
 """Storing: what a File needs of the server around it, and where a file may be put.
 
 A `FileStore` keeps bytes and says under which URL everybody reads them; it is what the
-`file_store` hook gives. A `Depot` is one service's door to it: it knows the address that callers
+`file_store` hook gives. A `FileDepot` is one service's door to it: it knows the address that callers
 use, and fetches. A File finds its depot through the request that it is made for. Threads that an
 author starts know of no request, so the depots of running services also stand in one list of the
 process; outside a service it is empty, and Files stay in memory.
@@ -16,7 +16,8 @@ import re
 import uuid
 import warnings
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,7 +35,7 @@ MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:\s*;\s*[\w.-]+=[\w./ \"+
 CHUNK = 1024 * 1024  # bytes that are read and written at once
 
 
-class Description(msgspec.Struct, frozen=True, kw_only=True):
+class FileDescription(msgspec.Struct, frozen=True, kw_only=True):
     """A file that is to be kept, as its readers will be told of it."""
 
     name: str
@@ -42,15 +43,22 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float | None = None  # it may be deleted afterwards; None: the store's default
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class FilePlace(msgspec.Struct, frozen=True, kw_only=True):
     """Where a file will lie. `key` is unguessable; `url` is absolute, or a path of this server."""
 
     key: str
     url: str
-    file: Description
+    file: FileDescription
 
 
-class Sink(Protocol):
+class Errand(msgspec.Struct, frozen=True, kw_only=True):
+    """A download that the app's author asks for, not a caller: without the server's limits of size and time."""
+
+    headers: dict[str, str] = {}  # sent along, to the first host only where they are credentials
+    folder: str | None = None  # for the temporary file; None: the system's
+
+
+class FileSink(Protocol):
     """A file being written. Nobody sees it before `commit`; after `abort` nothing of it is left.
 
     Used by one thread at a time. `write` and `commit` raise HTTPError 507 when there is no room.
@@ -64,40 +72,52 @@ class Sink(Protocol):
 class FileStore(Protocol):
     """Keeps files. All of it may block, so it is called in threads; it is used by many at once."""
 
-    def place(self, file: Description) -> Place:
+    def place(self, file: FileDescription) -> FilePlace:
         """A new place for such a file. Costs nothing until something is written there."""
         ...
 
-    def write(self, place: Place) -> Sink: ...
+    def write(self, place: FilePlace) -> FileSink: ...
 
     def read(self, url: str) -> Content | None:
         """The bytes behind `url` when it is one of this store's; None for all other URLs."""
         ...
 
 
-class Depot(Protocol):
+class FileDepot(Protocol):
     """One service's door to the world of files."""
 
     store: FileStore
 
-    def fetch(self, url: str, gone: Callable[[], bool], most_bytes: int | None = None) -> Content:
+    def fetch(
+        self, url: str, gone: Callable[[], bool], most_bytes: int | None = None, errand: Errand | None = None
+    ) -> Content:
         """The bytes behind `url`, its own or another's. Raises Unfetchable, or RequestCancelled once `gone()`."""
         ...
 
     def absolute(self, url: str, request: Request) -> str:
-        """`url` of a Place as the caller of `request` can use it."""
+        """`url` of a FilePlace as the caller of `request` can use it."""
         ...
 
 
-running: list[Depot] = []  # of this process's services; each one's lifespan enters it and takes it out
+_running: list[FileDepot] = []  # of this process's services, the one that started last at the end
 
 
-def depot_of(request: Request) -> Depot | None:
+@contextmanager
+def enter_depot(depot: FileDepot) -> Iterator[None]:
+    """Let Files that know of no request find `depot`, for as long as its service runs."""
+    _running.append(depot)
+    try:
+        yield
+    finally:
+        _running.remove(depot)
+
+
+def depot_of(request: Request) -> FileDepot | None:
     """The depot of the service that `request` is of, or the one that started last in this process."""
-    return request.depot or (running[-1] if running else None)
+    return request.depot or (_running[-1] if _running else None)
 
 
-def written(store: FileStore, place: Place, chunks: Iterable[bytes]) -> None:
+def store_file(store: FileStore, place: FilePlace, chunks: Iterable[bytes]) -> None:
     """Write all of `chunks` to `place`, or nothing."""
     sink = store.write(place)
     try:
@@ -109,13 +129,13 @@ def written(store: FileStore, place: Place, chunks: Iterable[bytes]) -> None:
         raise
 
 
-def chunks_of(path: Path) -> Iterable[bytes]:
+def file_chunks(path: Path) -> Iterable[bytes]:
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(CHUNK):
             yield chunk
 
 
-def described(content_type: str | None, name: str | None) -> tuple[str, str]:
+def type_and_name(content_type: str | None, name: str | None) -> tuple[str, str]:
     """The type and the name of a file of which not both were said: each is guessed from the other."""
     content_type = content_type or (mimetypes.guess_type(name)[0] if name else None) or ANY_TYPE
     if name is None:
@@ -123,7 +143,7 @@ def described(content_type: str | None, name: str | None) -> tuple[str, str]:
     return content_type, name
 
 
-def media_type(content_type: str | None) -> str:
+def safe_media_type(content_type: str | None) -> str:
     """`content_type` if a header may carry it, else the type that says nothing."""
     text = (content_type or "").strip()
     return text if len(text) <= 200 and MEDIA_TYPE.fullmatch(text) else ANY_TYPE
@@ -137,7 +157,7 @@ class FileData:
 
     def __init__(self, data: bytes, content_type: str | None = None, file_name: str | None = None) -> None:
         self.data = data
-        self.content_type, self.file_name = described(content_type, file_name)
+        self.content_type, self.file_name = type_and_name(content_type, file_name)
 
 
 class FileRepository:
@@ -221,13 +241,13 @@ def _put(
     depot = depot_of(request)
     if depot is None:
         return None
-    file = Description(name=name, content_type=content_type, seconds=seconds_of(wishes))
+    file = FileDescription(name=name, content_type=content_type, seconds=lifetime_of(wishes))
     place = depot.store.place(file)
-    written(depot.store, place, [source] if isinstance(source, bytes) else chunks_of(source))
+    store_file(depot.store, place, [source] if isinstance(source, bytes) else file_chunks(source))
     return depot.absolute(place.url, request)
 
 
-def seconds_of(wishes: Mapping[str, Any] | None) -> float | None:
+def lifetime_of(wishes: Mapping[str, Any] | None) -> float | None:
     """How long a file shall live, as a lifecycle preference says; None when it does not."""
     seconds = (wishes or {}).get("expiration_duration_seconds")
     good = isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and 0 < seconds < 1e11

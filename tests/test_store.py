@@ -28,12 +28,18 @@ from runner.plugins.files.forms import FormReader
 from runner.plugins.files.parts import Uploads
 from runner.plugins.files.serving import bounds_of, disposition
 from runner.plugins.files.store import RESERVE, LocalStore
-from runner.schemas import storing
 from runner.schemas.files import File, Unfetchable
 from runner.schemas.problems import HTTPError, InvalidInput
 from runner.schemas.request import Request, _current
 from runner.schemas.settings import Settings
-from runner.schemas.storing import Description, FileData, FileRepository, Place, written
+from runner.schemas.storing import (
+    FileData,
+    FileDescription,
+    FilePlace,
+    FileRepository,
+    enter_depot,
+    store_file,
+)
 from serving import HOUSE, Runner, serving
 
 APP = HOUSE / "tests" / "apps" / "files.py"
@@ -78,9 +84,9 @@ def store(tmp_path: Path, clock: Clock) -> Iterator[LocalStore]:
     store.close()
 
 
-def keep(store: LocalStore, data: bytes = b"bytes", **described: Any) -> Place:
-    place = store.place(Description(**{"name": "a.txt", **described}))
-    written(store, place, [data])
+def keep(store: LocalStore, data: bytes = b"bytes", **described: Any) -> FilePlace:
+    place = store.place(FileDescription(**{"name": "a.txt", **described}))
+    store_file(store, place, [data])
     return place
 
 
@@ -93,9 +99,8 @@ def on_disk(store: LocalStore) -> list[str]:
 def depot(store: LocalStore) -> Iterator[Depot]:
     """A depot for Files that a test makes, as if a service ran."""
     depot = Depot(store, Settings(public_url="https://here.example"))
-    storing.running.append(depot)
-    yield depot
-    storing.running.remove(depot)
+    with enter_depot(depot):
+        yield depot
 
 
 # --- Outputs (checks 28 and 29, behaviours 40 and 41)
@@ -447,7 +452,7 @@ def test_a_disk_that_is_nearly_full_is_left_alone(tmp_path: Path) -> None:
 
 def test_behaviour_40_a_full_disk_is_507_and_harms_nothing(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     place = keep(store, b"here before")
-    sink = store.write(store.place(Description(name="b")))
+    sink = store.write(store.place(FileDescription(name="b")))
 
     class Full:
         def write(self, chunk: bytes) -> int:
@@ -476,11 +481,11 @@ sys.path[:0] = [{str(HOUSE)!r}]
 import runner
 from pathlib import Path
 from runner.plugins.files.store import LocalStore
-from runner.schemas.storing import Description, written
+from runner.schemas.storing import FileDescription, store_file
 store = LocalStore(Path({str(tmp_path)!r}))
-place = store.place(Description(name="a"))
-written(store, place, [b"kept"])
-sink = store.write(store.place(Description(name="b")))
+place = store.place(FileDescription(name="a"))
+store_file(store, place, [b"kept"])
+sink = store.write(store.place(FileDescription(name="b")))
 sink.write(b"half")
 print(place.url, flush=True)
 os.kill(os.getpid(), 9)
@@ -513,7 +518,7 @@ def test_two_processes_may_share_a_folder(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_many_threads_store_and_sweep_at_once(store: LocalStore) -> None:
-    places: list[Place] = []
+    places: list[FilePlace] = []
 
     def work(n: int) -> None:
         places.extend(keep(store, b"%d" % (i % 3)) for i in range(20))
@@ -865,7 +870,7 @@ def test_an_upload_in_parts_goes_on_after_a_restart(tmp_path: Path) -> None:
 
 def test_an_upload_that_nobody_goes_on_with_is_swept(tmp_path: Path, store: LocalStore) -> None:
     uploads = Uploads(tmp_path / "uploads", store, 100)
-    place = store.place(Description(name="a"))
+    place = store.place(FileDescription(name="a"))
     old, fresh = uploads.begin(place, "u"), uploads.begin(place, "u")
     os.utime(tmp_path / "uploads" / old, (1, 1))
 

@@ -24,13 +24,12 @@ from typing import Any
 import anyio
 import structlog
 
-from ...schemas import storing
 from ...schemas.endpoint import Endpoint
 from ...schemas.files import Download, Loc
 from ...schemas.request import Request, current_request
 from ...schemas.service import BindWrapper, Call, Route, ServiceView, Wrapper
 from ...schemas.settings import Settings
-from ...schemas.storing import FileStore
+from ...schemas.storing import FileDepot, FileStore, enter_depot
 from ..hookspecs import hookimpl
 from .archives import CompressedFile
 from .depot import Depot
@@ -77,15 +76,14 @@ def lifespan(service: ServiceView) -> AbstractAsyncContextManager[None] | None:
 
 
 @asynccontextmanager
-async def _open(depot: storing.Depot, settings: Settings) -> AsyncIterator[None]:
-    storing.running.append(depot)
+async def _open(depot: FileDepot, settings: Settings) -> AsyncIterator[None]:
     try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(_sweep_often, depot.store, uploads_of(depot, settings))
-            yield
-            group.cancel_scope.cancel()
+        with enter_depot(depot):
+            async with anyio.create_task_group() as group:
+                group.start_soon(_sweep_often, depot.store, uploads_of(depot, settings))
+                yield
+                group.cancel_scope.cancel()
     finally:
-        storing.running.remove(depot)
         if isinstance(depot.store, LocalStore):
             depot.store.close()
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import mimetypes
 import os
 import queue
 import select
 import socket
 import ssl
+import sys
 import threading
 import time
 from base64 import b64encode
@@ -25,6 +27,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from ...schemas.files import Content, Unfetchable, checked_url, is_data, safe_name
 from ...schemas.problems import HTTPError, RequestCancelled
+from ...schemas.storing import Errand
 from .addresses import addresses_of, canonical_host, host_and_port, is_address, is_public
 from .headers import decoded, essence_of, parameters
 
@@ -58,29 +61,32 @@ class Fetcher:
         self._resolve = resolve or addresses_of
         self._tls = tls
 
-    def __call__(self, url: str, gone: Callable[[], bool], most_bytes: int | None = None) -> Content:
+    def __call__(
+        self, url: str, gone: Callable[[], bool], most_bytes: int | None = None, errand: Errand | None = None
+    ) -> Content:
         """Fetch `url`, at most `most_bytes` of it if that is less than what this Fetcher allows.
 
-        Raises Unfetchable in words for the caller, RequestCancelled once `gone()`.
+        An errand is the author's own: only `most_bytes` limits it, and the silence of the server. Raises Unfetchable in words for the caller, RequestCancelled once `gone()`.
         """
         import httpcore  # not before a file is fetched: it would cost every cold start 60 ms
 
-        limit = min(self._max_bytes, most_bytes or self._max_bytes)
-        watch = Watch(gone, self._seconds, self._idle_seconds, limit)
+        largest, seconds = (self._max_bytes, self._seconds) if errand is None else (sys.maxsize, math.inf)
+        watch = Watch(gone, seconds, self._idle_seconds, min(largest, most_bytes or largest))
         try:
-            return self._follow(url, watch)
+            return self._follow(url, watch, errand or Errand())
         except (httpcore.RemoteProtocolError, httpcore.LocalProtocolError) as error:
             raise Unfetchable(f"its server broke the rules of HTTP ({error})") from None
         except OSError as error:  # sockets raise Unfetchable, so this is our own disk
             raise HTTPError(507, f"this server could not keep the file: {error.strerror}") from error
 
-    def _follow(self, url: str, watch: Watch) -> Content:
-        headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "runner"}
+    def _follow(self, url: str, watch: Watch, errand: Errand) -> Content:
+        asked = {name.lower(): value for name, value in errand.headers.items()}
+        headers = {"accept": "*/*", "user-agent": "runner", **asked, "accept-encoding": "identity"}
         target = Target(url)
         for _ in range(self._redirects + 1):
             if target.authorization:
                 headers["authorization"] = target.authorization
-            found = self._get(target, headers, watch)
+            found = self._get(target, headers, watch, errand.folder)
             if isinstance(found, Content):
                 return found
             came_from, target = target, _redirected(target, found)
@@ -88,7 +94,7 @@ class Fetcher:
                 headers = {name: value for name, value in headers.items() if name not in CREDENTIALS}
         raise Unfetchable(f"it redirects more than {self._redirects} times")
 
-    def _get(self, target: Target, headers: Mapping[str, str], watch: Watch) -> Content | str:
+    def _get(self, target: Target, headers: Mapping[str, str], watch: Watch, folder: str | None) -> Content | str:
         """The content, or where the server sends us instead."""
         import httpcore
 
@@ -112,13 +118,13 @@ class Fetcher:
             length = received.get("content-length", "")
             if length.isdecimal() and int(length) > watch.most_bytes:
                 raise _too_large(watch.most_bytes)
-            return self._kept(response, received, target, watch.most_bytes)
+            return self._kept(response, received, target, watch.most_bytes, folder)
 
-    def _kept(self, response: Any, received: Mapping[str, str], target: Target, most_bytes: int) -> Content:
+    def _kept(self, response: Any, received: Mapping[str, str], target: Target, most_bytes: int, folder: str | None) -> Content:
         name = parameters(received.get("content-disposition", "")).get("filename")
         name = safe_name(name) or safe_name(unquote(target.path.partition("?")[0]))
         guessed = mimetypes.guess_type(name)[0] if name else None
-        content = Content(content_type=essence_of(received.get("content-type")) or guessed, file_name=name)
+        content = Content(content_type=essence_of(received.get("content-type")) or guessed, file_name=name, folder=folder)
         try:
             for chunk in response.iter_stream():
                 if content.size + len(chunk) > most_bytes:

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from ...schemas.problems import HTTPError
-from ...schemas.storing import FileStore, Place, chunks_of, written
+from ...schemas.storing import FilePlace, FileStore, file_chunks, store_file
 from .store import ABANDONED_SECONDS, RESERVE, HashedFile, no_room, told_when_full
 
 UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
@@ -32,7 +32,7 @@ PART_NAME = re.compile(r"(\d{5})\.([0-9a-f]{64})")
 class About(msgspec.Struct, kw_only=True):
     """What is known of an upload. `url` is what its sender is told to be the file's address."""
 
-    place: Place
+    place: FilePlace
     url: str
     done: bool = False
 
@@ -57,7 +57,7 @@ class Uploads:
         self._folder, self._store, self._most_bytes = folder, store, most_bytes
         self._free_bytes = free_bytes
 
-    def begin(self, place: Place, url: str) -> str:
+    def begin(self, place: FilePlace, url: str) -> str:
         """Make a new upload that will end at `place`; return its id."""
         upload = secrets.token_hex(16)
         with told_when_full():
@@ -105,7 +105,7 @@ class Uploads:
         paths = [here[part.part_number][1] for part in chosen]
         if sum(path.stat().st_size for path in paths) > self._most_bytes:
             raise HTTPError(413, f"the parts are larger than {self._most_bytes} bytes, the limit of this server")
-        written(self._store, about.place, _joined(paths))
+        store_file(self._store, about.place, _joined(paths))
         self.finish(upload)
         return about
 
@@ -169,4 +169,4 @@ class PartSink:
 
 def _joined(paths: Sequence[Path]) -> Iterable[bytes]:
     for path in paths:
-        yield from chunks_of(path)
+        yield from file_chunks(path)

@@ -12,7 +12,7 @@ import io
 from typing import TYPE_CHECKING, Any, Self
 
 from ...schemas.files import File
-from ...schemas.storing import OWN, Repository
+from ...schemas.storing import Repository
 
 if TYPE_CHECKING:
     import numpy
@@ -72,7 +72,7 @@ class Image(File):
         pil_image: PIL.Image.Image,
         format: str | None = None,
         file_name: str | None = None,
-        repository: Repository = OWN,
+        repository: Repository = "fal_v3",
         **options: Any,
     ) -> Self:
         """Encode and store a Pillow image: as `format`, else as the format it was opened from, else PNG.

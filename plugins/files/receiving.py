@@ -27,13 +27,12 @@ from ...schemas.response import Response, json_response
 from ...schemas.service import Route
 from ...schemas.settings import Settings
 from ...schemas.storing import (
-    CHUNK,
-    Depot,
-    Description,
-    Sink,
-    described,
-    media_type,
-    seconds_of,
+    FileDepot,
+    FileDescription,
+    FileSink,
+    lifetime_of,
+    safe_media_type,
+    type_and_name,
 )
 from .forms import FormReader
 from .headers import decoded, essence_of, parameters
@@ -41,6 +40,7 @@ from .parts import PartSent, Uploads
 
 T = TypeVar("T")
 TOKEN_SECONDS = 3600
+BATCH = 1024 * 1024  # bytes written at once
 FORM = "multipart/form-data"
 
 
@@ -60,7 +60,7 @@ class Sent(msgspec.Struct, kw_only=True):
 class Receiving:
     """What answers those who bring files. Keeps nothing itself."""
 
-    def __init__(self, depot: Depot, settings: Settings) -> None:
+    def __init__(self, depot: FileDepot, settings: Settings) -> None:
         self._depot, self._store = depot, depot.store
         self._uploads = uploads_of(depot, settings)
 
@@ -176,21 +176,21 @@ class Receiving:
         return self._depot.absolute("/", request).rstrip("/")
 
 
-def uploads_of(depot: Depot, settings: Settings) -> Uploads:
+def uploads_of(depot: FileDepot, settings: Settings) -> Uploads:
     return Uploads(Path(settings.data_dir) / "files" / "uploads", depot.store, settings.max_file_bytes)
 
 
-def description(request: Request, content_type: str | None = None, name: str | None = None) -> Description:
+def description(request: Request, content_type: str | None = None, name: str | None = None) -> FileDescription:
     """What `request` brings: its type and name as said here, else as its headers say."""
     headers = request.headers
     told = headers.get("x-fal-file-name") or parameters(headers.get("content-disposition", "")).get("filename", "")
     name = safe_name(name or decoded(told.encode("latin-1")))
     said = content_type or (None if essence_of(headers.get("content-type")) == FORM else headers.get("content-type"))
-    content_type, name = described(said, name)
-    return Description(name=name, content_type=media_type(content_type), seconds=seconds_of(request.lifecycle_preference))
+    content_type, name = type_and_name(said, name)
+    return FileDescription(name=name, content_type=safe_media_type(content_type), seconds=lifetime_of(request.lifecycle_preference))
 
 
-async def pour(chunks: AsyncIterator[bytes], begin: Callable[[], Sink]) -> int:
+async def pour(chunks: AsyncIterator[bytes], begin: Callable[[], FileSink]) -> int:
     """Write all of `chunks` in a thread while the next ones come in; return their size, or leave nothing."""
     sink = await _in_thread(begin)
     loop = asyncio.get_running_loop()
@@ -212,7 +212,7 @@ async def pour(chunks: AsyncIterator[bytes], begin: Callable[[], Sink]) -> int:
     return size
 
 
-def _write(sink: Sink, batch: list[bytes]) -> None:
+def _write(sink: FileSink, batch: list[bytes]) -> None:
     for chunk in batch:
         sink.write(chunk)
 
@@ -224,7 +224,7 @@ async def _batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
     async for chunk in chunks:
         batch.append(chunk)
         size += len(chunk)
-        if size >= CHUNK:
+        if size >= BATCH:
             yield batch
             batch, size = [], 0
     if batch:

@@ -28,7 +28,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from ...schemas.files import Content
 from ...schemas.problems import HTTPError
-from ...schemas.storing import Description, Place, Sink
+from ...schemas.storing import FileDescription, FilePlace, FileSink
 
 MiB = 1024 * 1024
 RESERVE = 256 * MiB  # of the disk, which others need too; a number out of the air
@@ -87,11 +87,11 @@ class LocalStore:
 
     # --- what every store can do
 
-    def place(self, file: Description) -> Place:
+    def place(self, file: FileDescription) -> FilePlace:
         key = secrets.token_hex(16)
-        return Place(key=key, url=f"/files/{key}/{quote(file.name, safe='')}", file=file)
+        return FilePlace(key=key, url=f"/files/{key}/{quote(file.name, safe='')}", file=file)
 
-    def write(self, place: Place) -> Sink:
+    def write(self, place: FilePlace) -> FileSink:
         with told_when_full():
             return Partial(self, place)
 
@@ -162,7 +162,7 @@ class LocalStore:
         with self._lock:
             self._writing -= size
 
-    def keep(self, partial: Path, digest: str, size: int, place: Place) -> None:
+    def keep(self, partial: Path, digest: str, size: int, place: FilePlace) -> None:
         """Make the whole file at `partial` readable under its place."""
         seconds = place.file.seconds if place.file.seconds is not None else self._seconds
         expires = self.now() + seconds if seconds else None
@@ -228,7 +228,7 @@ class LocalStore:
 class Partial:
     """A file of the store while it is written. Owned by whoever writes it."""
 
-    def __init__(self, store: LocalStore, place: Place) -> None:
+    def __init__(self, store: LocalStore, place: FilePlace) -> None:
         self._store, self._place = store, place
         self._file = HashedFile(store.new_partial(place.key), store.make_room)
 

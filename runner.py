@@ -114,6 +114,7 @@ from runner.schemas.storing import (
     FileSink,
     FileStore,
     Repository,
+    content_disposition,
     depot_of,
     enter_depot,
     file_chunks,
@@ -131,7 +132,7 @@ __all__ = [
     "InvalidInput", "InvalidOutput", "Loc", "Mark", "Mount", "Parameter", "RawHeaders", "Repository", "Request",
     "RequestCancelled", "Response", "Route", "RunnerError", "ServerError", "Service", "ServiceView", "Settings",
     "Source", "State", "Unfetchable", "Video", "Wrapper", "asgi", "assemble", "check_path", "checked_url",
-    "checkpoint", "current_request", "decode_data_uri", "depot_of", "derive_alias", "describe_app", "endpoint", "enter_depot", "file_chunks",
+    "checkpoint", "content_disposition", "current_request", "decode_data_uri", "depot_of", "derive_alias", "describe_app", "endpoint", "enter_depot", "file_chunks",
     "hookimpl", "is_data", "is_starlette", "json_response", "lifetime_of", "main", "printable", "read_options",
     "realtime", "safe_media_type", "safe_name", "store_file", "type_and_name",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from . import hookspecs
 # In order of registration: the first is asked first where order counts, and of two that answer
 # the same path the later one wins. `--no-plugin NAME` leaves one out.
 
-BUILT_IN = ("types", "files", "cors", "fal", "health", "openapi", "observability")
+BUILT_IN = ("types", "files", "s3", "cors", "fal", "health", "openapi", "observability")
 
 
 def load_plugins(settings: Settings) -> pluggy.PluginManager:

@@ -35,6 +35,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_file_bytes: Annotated[int, Meta(ge=1, description="largest file to fetch, to take as an upload or to unpack")] = 4 * 1024 * 1024 * 1024
     max_stored_bytes: Annotated[int, Meta(ge=0, description="disk that stored files may take; 0 takes all but a reserve")] = 0
     file_seconds: Annotated[float, Meta(ge=0, description="life of a stored file when its request wishes none; 0 is for ever")] = 7 * 24 * 3600
+    file_store: Annotated[str, Meta(pattern=r"^$|^s3://[^/\s]+(/\S*)?$", description="where files lie: s3://bucket/prefix; default below data-dir")] = ""
+    file_store_url: Annotated[str, Meta(pattern=r"^$|^https?://\S+$", description="address under which that bucket is public; default presigned URLs")] = ""
     ready_fd: Annotated[int, Meta(ge=-1, description="file descriptor that gets one JSON line when ready")] = -1
 
 
@@ -42,7 +44,7 @@ ACTIONS = {
     "openapi": "print the OpenAPI document and end",
     "check": "load the app, list its endpoints and plugins, and end",
 }
-EXAMPLES = {"port": "8000", "app_id": "local/my-app", "log_format": "json", "log_level": "info", "ready_fd": "3", "public_url": "https://models.example.com"}
+EXAMPLES = {"port": "8000", "app_id": "local/my-app", "log_format": "json", "log_level": "info", "ready_fd": "3", "file_store": "s3://my-bucket/files", "public_url": "https://models.example.com"}
 
 
 class _Parser(argparse.ArgumentParser):

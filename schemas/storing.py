@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 import msgspec
 
@@ -32,6 +33,8 @@ log = logging.getLogger("runner.files")
 
 ANY_TYPE = "application/octet-stream"
 MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:\s*;\s*[\w.-]+=[\w./ \"+-]+)*", re.ASCII)
+# What browsers only show. Anything else, such as HTML, SVG, XML and PDF, may hold scripts.
+SHOWN = re.compile(r"(?:audio|video)/.+|image/(?!svg).+|text/(?:plain|csv)|application/(?:json|octet-stream|zip)|model/gltf.*")
 CHUNK = 1024 * 1024  # bytes that are read and written at once
 
 
@@ -147,6 +150,17 @@ def safe_media_type(content_type: str | None) -> str:
     """`content_type` if a header may carry it, else the type that says nothing."""
     text = (content_type or "").strip()
     return text if len(text) <= 200 and MEDIA_TYPE.fullmatch(text) else ANY_TYPE
+
+
+def content_disposition(name: str, content_type: str) -> str:
+    """The Content-Disposition of a file that strangers made: what a browser could run is a download.
+
+    The name is plain, and beside it as RFC 8187 has it when that is not enough.
+    """
+    kind = "inline" if SHOWN.fullmatch(content_type.partition(";")[0].strip().lower()) else "attachment"
+    plain = re.sub(r'[^ -~]|["\\%]', "_", name)
+    exact = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"
+    return f'{kind}; filename="{plain}"{exact}'
 
 
 # --- repositories: fal's names for where a file is put

@@ -26,7 +26,7 @@ import torch
 from runner.plugins.files import Audio, CompressedFile, Depot, Image, archives
 from runner.plugins.files.forms import FormReader
 from runner.plugins.files.parts import Uploads
-from runner.plugins.files.serving import bounds_of, disposition
+from runner.plugins.files.serving import bounds_of
 from runner.plugins.files.store import RESERVE, LocalStore
 from runner.schemas.files import File, Unfetchable
 from runner.schemas.problems import HTTPError, InvalidInput
@@ -37,6 +37,7 @@ from runner.schemas.storing import (
     FileDescription,
     FilePlace,
     FileRepository,
+    content_disposition,
     enter_depot,
     store_file,
 )
@@ -347,7 +348,7 @@ def test_a_type_that_no_header_may_carry_is_no_type(app: Runner, content_type: s
 
 
 def test_a_name_cannot_break_its_header() -> None:
-    assert disposition("inline", 'a"b\\c%d.png') == """inline; filename="a_b_c_d.png"; filename*=UTF-8''a%22b%5Cc%25d.png"""
+    assert content_disposition('a"b\\c%d.png', "image/png") == """inline; filename="a_b_c_d.png"; filename*=UTF-8''a%22b%5Cc%25d.png"""
 
 
 def test_pages_elsewhere_may_read_files(url: str) -> None:

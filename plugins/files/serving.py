@@ -12,14 +12,13 @@ import re
 import time
 from collections.abc import Callable
 from typing import BinaryIO
-from urllib.parse import quote
 
 import anyio
 
 from ...schemas.problems import HTTPError
 from ...schemas.request import Request
 from ...schemas.response import Response
-from .headers import essence_of
+from ...schemas.storing import content_disposition
 from .store import Found, LocalStore
 
 MiB = 1024 * 1024
@@ -27,8 +26,6 @@ PART = 512 * 1024  # bytes read and sent at once; more did not help
 WHOLE = 256 * 1024  # files up to this size are one read and no stream
 RANGE = re.compile(r"bytes=\s*(\d*)-(\d*)\s*", re.ASCII)
 YEAR = 365 * 24 * 3600
-# What browsers only show. Anything else, such as HTML, SVG, XML and PDF, may hold scripts.
-SHOWN = re.compile(r"(?:audio|video)/.+|image/(?!svg).+|text/(?:plain|csv)|application/(?:json|octet-stream|zip)|model/gltf.*")
 GUARDS = {
     "x-content-type-options": "nosniff",
     "content-security-policy": "sandbox; default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'",
@@ -82,21 +79,13 @@ class Serving:
         return Response(status=status, headers=headers, media_type=found.content_type, stream=Slices(found.file, start, end))
 
     def _headers(self, found: Found) -> dict[str, str]:
-        kind = "inline" if SHOWN.fullmatch(essence_of(found.content_type) or "") else "attachment"
         left = YEAR if found.expires is None else int(found.expires - self._now())
         return {
             **GUARDS,
             "etag": f'"{found.digest}"',
             "cache-control": f"public, max-age={max(0, min(left, YEAR))}, immutable",
-            "content-disposition": disposition(kind, found.name),
+            "content-disposition": content_disposition(found.name, found.content_type),
         }
-
-
-def disposition(kind: str, name: str) -> str:
-    """A Content-Disposition for any name: plain, and as RFC 8187 has it when that is not enough."""
-    plain = re.sub(r'[^ -~]|["\\%]', "_", name)
-    exact = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"
-    return f'{kind}; filename="{plain}"{exact}'
 
 
 def unchanged(request: Request, etag: str) -> bool:

@@ -879,6 +879,31 @@ def test_an_upload_that_nobody_goes_on_with_is_swept(tmp_path: Path, store: Loca
     assert [path.name for path in (tmp_path / "uploads").iterdir()] == [fresh]
 
 
+STOCK_CLIENT = """
+import sys
+from fal_client import client as module
+module.REST_URL = module.CDN_URL = sys.argv[1]
+module.MULTIPART_THRESHOLD, module.MULTIPART_CHUNK_SIZE = 3 << 20, 1 << 20
+client = module.SyncClient(key="any:thing")
+print(client.upload(b"small", "text/plain", file_name="a.txt", lifecycle=module.StorageSettings(expires_in="1h")))
+print(client.upload(b"stored", "text/plain", repository="fal"))
+print(client.upload(bytes(range(256)) * 20481, "application/zip", file_name="b.zip", lifecycle=module.StorageSettings(expires_in="1d")))
+"""
+
+
+def test_the_stock_python_client_uploads_small_and_in_parts(app: Runner) -> None:
+    pytest.importorskip("fal_client")
+    env = {**os.environ, "NO_PROXY": "*"}
+    done = subprocess.run([sys.executable, "-c", STOCK_CLIENT, app.url], capture_output=True, text=True, check=False, env=env)
+
+    assert done.returncode == 0, done.stderr
+    small, stored, large = done.stdout.split()
+    assert (get(small).text, get(stored).text) == ("small", "stored")
+    assert (get(large).content == bytes(range(256)) * 20481, get(large).headers["content-type"]) == (True, "application/zip")
+    for url, seconds in ((small, 3600), (large, 24 * 3600)):
+        assert seconds - 60 < int(re.findall(r"max-age=(\d+)", get(url).headers["cache-control"])[0]) <= seconds
+
+
 # --- Pictures, sound and arrays
 
 

@@ -105,6 +105,7 @@ from runner.schemas.service import (
 )
 from runner.schemas.settings import Settings, read_settings
 from runner.schemas.storing import (
+    PLAIN_ERRAND,
     Errand,
     FileData,
     FileDepot,
@@ -126,7 +127,7 @@ from runner.schemas.storing import (
 
 # What app authors use, and all that the built-in plugins take from the floors below them.
 __all__ = [
-    "JSON", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "CompressedFile", "ConfigError",
+    "JSON", "PLAIN_ERRAND", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "CompressedFile", "ConfigError",
     "Content", "Download", "Endpoint", "Errand", "Fault", "File", "FileData", "FileDepot", "FileDescription", "FilePlace",
     "FileRepository", "FileSink", "FileStore", "Finished", "HTTPError", "Header", "HealthCheck", "Image",
     "InvalidInput", "InvalidOutput", "Loc", "Mark", "Mount", "Parameter", "RawHeaders", "Repository", "Request",

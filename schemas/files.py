@@ -34,7 +34,17 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from .problems import Fault, InvalidInput, RequestCancelled
 from .request import current_request
-from .storing import OWN, Repository, depot_of, path_of, put, safe_media_type, type_and_name
+from .storing import (
+    OWN,
+    PLAIN_ERRAND,
+    Errand,
+    Repository,
+    depot_of,
+    path_of,
+    put,
+    safe_media_type,
+    type_and_name,
+)
 
 Loc = tuple[str | int, ...]
 INVALID_URL = "value must be a valid URL"
@@ -93,7 +103,7 @@ class Content:
 class Download(Protocol):
     """Fetches a URL of http or https; raises Unfetchable, or RequestCancelled once `gone()` is true."""
 
-    def __call__(self, url: str, gone: Callable[[], bool], most_bytes: int | None = None) -> Content: ...
+    def __call__(self, url: str, gone: Callable[[], bool], errand: Errand = PLAIN_ERRAND) -> Content: ...
 
 
 class File:
@@ -106,7 +116,7 @@ class File:
 
     fields: ClassVar[tuple[str, ...]] = ("url", "content_type", "file_name", "file_size")
     ui: ClassVar[str | None] = None  # the playground's widget
-    most_bytes: ClassVar[int | None] = None  # to download; None: the server's own limit
+    errand: ClassVar[Errand] = PLAIN_ERRAND  # how it is downloaded
 
     def __init__(
         self,
@@ -291,7 +301,7 @@ class File:
         download = self._download or (depot.fetch if depot else None)
         if download is None:
             raise RuntimeError("this File came with no request, so nothing here may download it")
-        content = download(self._url, gone, self.most_bytes)
+        content = download(self._url, gone, self.errand)
         self.content_type = self.content_type or content.content_type or "application/octet-stream"
         self.file_name = self.file_name or content.file_name
         self.file_size = content.size

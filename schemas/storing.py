@@ -55,10 +55,16 @@ class FilePlace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Errand(msgspec.Struct, frozen=True, kw_only=True):
-    """A download that the app's author asks for, not a caller: without the server's limits of size and time."""
+    """How one download is to be done. By an author's order the server's limits for callers do not hold."""
 
+    most_bytes: int | None = None
+    seconds: float | None = None
+    by_author: bool = False
     headers: dict[str, str] = {}  # sent along, to the first host only where they are credentials
     folder: str | None = None  # for the temporary file; None: the system's
+
+
+PLAIN_ERRAND = Errand()
 
 
 class FileSink(Protocol):
@@ -91,9 +97,7 @@ class FileDepot(Protocol):
 
     store: FileStore
 
-    def fetch(
-        self, url: str, gone: Callable[[], bool], most_bytes: int | None = None, errand: Errand | None = None
-    ) -> Content:
+    def fetch(self, url: str, gone: Callable[[], bool], errand: Errand = PLAIN_ERRAND) -> Content:
         """The bytes behind `url`, its own or another's. Raises Unfetchable, or RequestCancelled once `gone()`."""
         ...
 

@@ -27,12 +27,13 @@ from runner.plugins.files import Audio, CompressedFile, Depot, Image, archives
 from runner.plugins.files.forms import FormReader
 from runner.plugins.files.parts import Uploads
 from runner.plugins.files.serving import bounds_of
-from runner.plugins.files.store import RESERVE, LocalStore
+from runner.plugins.files.store import RESERVE, LocalStore, digest_kind
 from runner.schemas.files import File, Unfetchable
 from runner.schemas.problems import HTTPError, InvalidInput
 from runner.schemas.request import Request, _current
 from runner.schemas.settings import Settings
 from runner.schemas.storing import (
+    Errand,
     FileData,
     FileDescription,
     FilePlace,
@@ -496,13 +497,38 @@ os.kill(os.getpid(), 9)
     store = LocalStore(tmp_path, now=clock)
 
     assert done.returncode == -signal.SIGKILL, done.stderr
-    store.sweep()
+    nobodys = store.blob("ab" * 32)
+    nobodys.parent.mkdir()
+    nobodys.write_bytes(b"moved here, and killed before the index knew")
+    store.sweep_remains()
     content = store.read(done.stdout.strip())
     assert content is not None
     with content.reader() as reader:
         assert reader.read() == b"kept"
     assert len(on_disk(store)) == 1
     store.close()
+
+
+def test_other_users_of_the_machine_cannot_list_the_files(store: LocalStore) -> None:
+    keep(store)
+
+    assert store.folder.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_contents_are_named_by_blake3_or_where_it_is_missing_by_sha256(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    if installed:
+        pytest.importorskip("blake3")
+    else:
+        monkeypatch.setitem(sys.modules, "blake3", None)
+    digest_kind.cache_clear()
+    keep(store, b"")
+    digest_kind.cache_clear()
+
+    empty = {True: "af1349b9f5f9a1a6a0404dea36dcc949", False: "e3b0c44298fc1c149afbf4c8996fb924"}
+    assert on_disk(store)[0].startswith(empty[installed])
 
 
 def test_two_processes_may_share_a_folder(tmp_path: Path, clock: Clock) -> None:
@@ -524,6 +550,7 @@ def test_many_threads_store_and_sweep_at_once(store: LocalStore) -> None:
     def work(n: int) -> None:
         places.extend(keep(store, b"%d" % (i % 3)) for i in range(20))
         store.sweep()
+        store.sweep_remains()
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
     for thread in threads:
@@ -580,7 +607,7 @@ def test_a_file_of_ours_larger_than_a_reader_takes_is_refused(depot: Depot, stor
     place = keep(store, b"12345")
 
     with pytest.raises(Unfetchable, match="larger than 4"):
-        depot.fetch(f"http://x{place.url}", lambda: False, 4)
+        depot.fetch(f"http://x{place.url}", lambda: False, Errand(most_bytes=4))
 
 
 def zipped(**files: bytes) -> bytes:

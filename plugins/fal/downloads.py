@@ -85,8 +85,8 @@ def _fetched(url: str, folder: Path, headers: Mapping[str, str] | None, most_byt
     depot = depot_of(request)
     if depot is None:
         raise Unfetchable("no runner runs here; it fetches while it serves, also in setup()")
-    errand = Errand(headers=dict(headers or {}), folder=str(folder))
-    content = depot.fetch(url, lambda: request.cancelled, most_bytes, errand)
+    errand = Errand(most_bytes=most_bytes, by_author=True, headers=dict(headers or {}), folder=str(folder))
+    content = depot.fetch(url, lambda: request.cancelled, errand)
     content.file_name = content.file_name or safe_name(urlsplit(url).path)
     return content
 

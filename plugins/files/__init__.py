@@ -16,6 +16,7 @@ Out: a File that an endpoint makes is stored at once (`store`) and answers under
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -51,6 +52,7 @@ __all__ = [
 log = structlog.get_logger("runner.files")
 
 SWEEP_SECONDS = 60.0
+REMAINS_EVERY = 24 * 60  # sweeps; the first is one of them
 
 
 @hookimpl
@@ -89,11 +91,14 @@ async def _open(depot: FileDepot, settings: Settings) -> AsyncIterator[None]:
 
 
 async def _sweep_often(store: FileStore, uploads: Uploads) -> None:
-    while True:
+    for turn in itertools.count():
         try:
             await anyio.to_thread.run_sync(uploads.sweep)
-            if isinstance(store, LocalStore) and (gone := await anyio.to_thread.run_sync(store.sweep)):
-                log.info("files.expired", files=gone)
+            if isinstance(store, LocalStore):
+                if turn % REMAINS_EVERY == 0:
+                    await anyio.to_thread.run_sync(store.sweep_remains)
+                if gone := await anyio.to_thread.run_sync(store.sweep):
+                    log.info("files.expired", files=gone)
         except Exception as error:
             log.error("files.not_swept", exc_info=error)
         await anyio.sleep(SWEEP_SECONDS)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ...schemas.files import Content, Unfetchable
 from ...schemas.request import Request
 from ...schemas.settings import Settings
-from ...schemas.storing import Errand, FileStore
+from ...schemas.storing import PLAIN_ERRAND, Errand, FileStore
 from .fetching import Fetcher
 
 HOST = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?", re.ASCII)
@@ -31,15 +31,13 @@ class Depot:
         self._bound = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
         self._fetcher = Fetcher(allowed_hosts=settings.allow_private_hosts, max_bytes=settings.max_file_bytes)
 
-    def fetch(
-        self, url: str, gone: Callable[[], bool], most_bytes: int | None = None, errand: Errand | None = None
-    ) -> Content:
+    def fetch(self, url: str, gone: Callable[[], bool], errand: Errand = PLAIN_ERRAND) -> Content:
         content = self.store.read(url)
         if content is None:
-            return self._fetcher(url, gone, most_bytes, errand)
-        if most_bytes is not None and content.size > most_bytes:
+            return self._fetcher(url, gone, errand)
+        if errand.most_bytes is not None and content.size > errand.most_bytes:
             content.close()
-            raise Unfetchable(f"it is larger than {most_bytes} bytes")
+            raise Unfetchable(f"it is larger than {errand.most_bytes} bytes")
         return content
 
     def absolute(self, url: str, request: Request) -> str:

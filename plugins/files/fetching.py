@@ -27,7 +27,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from ...schemas.files import Content, Unfetchable, checked_url, is_data, safe_name
 from ...schemas.problems import HTTPError, RequestCancelled
-from ...schemas.storing import Errand
+from ...schemas.storing import PLAIN_ERRAND, Errand
 from .addresses import addresses_of, canonical_host, host_and_port, is_address, is_public
 from .headers import decoded, essence_of, parameters
 
@@ -61,19 +61,19 @@ class Fetcher:
         self._resolve = resolve or addresses_of
         self._tls = tls
 
-    def __call__(
-        self, url: str, gone: Callable[[], bool], most_bytes: int | None = None, errand: Errand | None = None
-    ) -> Content:
-        """Fetch `url`, at most `most_bytes` of it if that is less than what this Fetcher allows.
+    def __call__(self, url: str, gone: Callable[[], bool], errand: Errand = PLAIN_ERRAND) -> Content:
+        """Fetch `url` as `errand` says, within the limits of this Fetcher unless an author asks.
 
-        An errand is the author's own: only `most_bytes` limits it, and the silence of the server. Raises Unfetchable in words for the caller, RequestCancelled once `gone()`.
+        Raises Unfetchable in words for the caller, RequestCancelled once `gone()`.
         """
         import httpcore  # not before a file is fetched: it would cost every cold start 60 ms
 
-        largest, seconds = (self._max_bytes, self._seconds) if errand is None else (sys.maxsize, math.inf)
-        watch = Watch(gone, seconds, self._idle_seconds, min(largest, most_bytes or largest))
+        largest, longest = (sys.maxsize, math.inf) if errand.by_author else (self._max_bytes, self._seconds)
+        most_bytes = largest if errand.most_bytes is None else min(largest, errand.most_bytes)
+        seconds = longest if errand.seconds is None else min(longest, errand.seconds)
+        watch = Watch(gone, seconds, self._idle_seconds, most_bytes)
         try:
-            return self._follow(url, watch, errand or Errand())
+            return self._follow(url, watch, errand)
         except (httpcore.RemoteProtocolError, httpcore.LocalProtocolError) as error:
             raise Unfetchable(f"its server broke the rules of HTTP ({error})") from None
         except OSError as error:  # sockets raise Unfetchable, so this is our own disk

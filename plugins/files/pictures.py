@@ -12,7 +12,7 @@ import io
 from typing import TYPE_CHECKING, Any, Self
 
 from ...schemas.files import File
-from ...schemas.storing import Repository
+from ...schemas.storing import Errand, Repository
 
 if TYPE_CHECKING:
     import numpy
@@ -31,12 +31,12 @@ CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 class Image(File):
     """A File that is a picture; `width` and `height` in pixels when somebody said them.
 
-    At most 50 MiB are downloaded.
+    At most 50 MiB are downloaded, for 30 seconds at most.
     """
 
     fields = (*File.fields, "width", "height")
     ui = "image"
-    most_bytes = 50 * MiB
+    errand = Errand(most_bytes=50 * MiB, seconds=30)
 
     def __init__(
         self,

@@ -199,9 +199,9 @@ async def pour(chunks: AsyncIterator[bytes], begin: Callable[[], FileSink]) -> i
     size = 0
     try:
         async for batch in _batches(chunks):
-            size += sum(map(len, batch))
+            size += len(batch)
             await asyncio.shield(writing)  # a cancel must not forget the thread that still writes
-            writing = loop.run_in_executor(None, _write, sink, batch)
+            writing = loop.run_in_executor(None, sink.write, batch)
         await asyncio.shield(writing)
         await _in_thread(sink.commit)
     except BaseException:
@@ -212,23 +212,18 @@ async def pour(chunks: AsyncIterator[bytes], begin: Callable[[], FileSink]) -> i
     return size
 
 
-def _write(sink: FileSink, batch: list[bytes]) -> None:
-    for chunk in batch:
-        sink.write(chunk)
-
-
-async def _batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-    """The same chunks, about a megabyte at a time: a thread costs more than a small write."""
+async def _batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes, about a megabyte at a time: each write and each hash asks for the GIL once more."""
     batch: list[bytes] = []
     size = 0
     async for chunk in chunks:
         batch.append(chunk)
         size += len(chunk)
         if size >= BATCH:
-            yield batch
+            yield b"".join(batch)
             batch, size = [], 0
     if batch:
-        yield batch
+        yield b"".join(batch)
 
 
 async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:

@@ -1,6 +1,6 @@
 """The default store: files below the data folder, each content once, found by an unguessable id.
 
-    files/blobs/ab/abcd…      the bytes, named by their SHA-256
+    files/blobs/ab/abcd…      the bytes, named by their digest (BLAKE3, or SHA-256 where that is not installed)
     files/partial/…           what is being written; swept when whoever wrote it is gone
     files/index.sqlite        id, digest, name, type and expiry of each file
 
@@ -13,6 +13,7 @@ is made on disk before a file is kept. A power cut may cost the files of the las
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import re
 import secrets
@@ -23,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from ...schemas.files import Content
@@ -121,12 +122,25 @@ class LocalStore:
         return Found(file, size, digest, name, content_type, expires)
 
     def sweep(self) -> int:
-        """Delete what has expired and what nobody finished. Returns how many files are gone."""
+        """Delete what has expired. Returns how many files are gone."""
         if not self._exists():
             return 0
         with self._lock:
             with self._transaction() as index:
-                gone = index.execute("delete from files where expires <= ?", (self.now(),)).rowcount
+                gone = index.execute("delete from files where expires <= ? returning digest", (self.now(),)).fetchall()
+                for digest in {digest for (digest,) in gone}:
+                    if index.execute("select 1 from files where digest = ? limit 1", (digest,)).fetchone() is None:
+                        self.blob(digest).unlink(missing_ok=True)
+            if gone:
+                self._used = self._count()
+        return len(gone)
+
+    def sweep_remains(self) -> None:
+        """Delete what killed processes left: bytes that no file has, and what nobody finished. Reads all names."""
+        if not self._exists():
+            return
+        with self._lock:
+            with self._transaction() as index:
                 known = {digest for (digest,) in index.execute("select distinct digest from files")}
                 for blob in self._blobs():
                     if blob.name not in known:
@@ -136,7 +150,6 @@ class LocalStore:
             with suppress(FileNotFoundError):
                 if self.now() - partial.stat().st_mtime > ABANDONED_SECONDS:
                     partial.unlink()
-        return gone
 
     def close(self) -> None:
         with self._lock:
@@ -191,6 +204,7 @@ class LocalStore:
         if self._index is None:
             for folder in (self.folder / "blobs", self._partial()):
                 folder.mkdir(parents=True, exist_ok=True)
+            self.folder.chmod(0o700)  # a name here is a permission to read
             self._index = sqlite3.connect(self.folder / "index.sqlite", check_same_thread=False, isolation_level=None, timeout=30)
             self._index.execute("pragma journal_mode = wal")
             self._index.execute("pragma synchronous = normal")
@@ -247,13 +261,31 @@ class Partial:
         self._store.forget(self._file.counted)
 
 
+class Hash(Protocol):
+    def update(self, chunk: bytes, /) -> Any: ...
+    def hexdigest(self) -> str: ...
+
+
+@functools.cache
+def digest_kind() -> Callable[[], Hash]:
+    """The hash that names contents. SHA-256 was half of what an upload cost; BLAKE3 is four times as fast.
+
+    A folder may have known both: two contents share a name under neither, nor across them.
+    """
+    try:
+        from blake3 import blake3
+    except ModuleNotFoundError:
+        return hashlib.sha256
+    return blake3
+
+
 class HashedFile:
-    """A new file, its SHA-256 counted as it is written; `make_room` may refuse what comes next."""
+    """A new file, its digest counted as it is written; `make_room` may refuse what comes next."""
 
     def __init__(self, path: Path, make_room: MakeRoom) -> None:
         self.path, self._make_room = path, make_room
         self.size = self.counted = self._looked = 0
-        self._hash = hashlib.sha256()
+        self._hash = digest_kind()()
         self._file = path.open("xb", buffering=0)
 
     def write(self, chunk: bytes) -> None:

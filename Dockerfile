@@ -6,10 +6,10 @@
 # or copied in: `FROM runner`, `COPY app.py .`, `CMD ["app:MyApp"]`. Everything after the image's
 # name goes to the runner. Change the port with -e RUNNER_PORT, so that the health check follows.
 #
-# What an app imports beside the runner goes into PACKAGES, at the versions of constraints.txt.
-# torch alone is some gigabytes, so it comes only when asked for:
+# What an app imports beside the runner goes into PACKAGES, at the versions of constraints.txt: pydantic
+# unless told otherwise. torch alone is some gigabytes, so it comes only when asked for:
 #
-#     docker build -t runner-torch --build-arg PACKAGES="torch" .
+#     docker build -t runner-torch --build-arg PACKAGES="pydantic torch" .
 #
 # pip settings for the build alone, in no layer: `--secret id=pip,src=pip.conf`.
 
@@ -39,7 +39,7 @@ RUN pip install --no-index --no-deps --no-build-isolation --ignore-installed --p
 FROM venv
 # Changes seldom, so it stands before our source: an edit to runner.py reuses this layer.
 COPY --from=source /src/requirements.txt /src/constraints.txt /opt/venv/
-ARG PACKAGES=""
+ARG PACKAGES="pydantic"
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
     pip install -r /opt/venv/requirements.txt ${PACKAGES} -c /opt/venv/constraints.txt

@@ -17,7 +17,12 @@ setup: .venv/.done  ## make .venv with all that running and testing need
 run: setup  ## serve speech detection, send it a recording, serve on (ONCE=1 ends there, PORT=8000)
 	.venv/bin/python examples/run.py --port $(PORT) $(if $(ONCE),--once)
 
-test: setup  ## run all tests
+.venv-fal/.done: pyproject.toml tests/fal-constraints.txt
+	$(PYTHON) -m venv .venv-fal
+	.venv-fal/bin/python -m pip install -q -c tests/fal-constraints.txt fal -e .
+	touch $@
+
+test: setup .venv-fal/.done  ## run all tests, those with the real fal package in an environment of its own
 	.venv/bin/python -m pytest -q
 
 check: setup  ## ruff and mypy

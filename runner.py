@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import anyio
+import msgspec
 import pluggy
 import structlog
 
@@ -42,100 +43,46 @@ if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` to
 
 from runner.plugins.bodies import Disconnected, Stream, lingering, read_body
 from runner.plugins.calling import make_call
-from runner.plugins.cancellation import Token, checkpoint
+from runner.plugins.cancellation import Token, checkpoint, shield
+from runner.plugins.eventlog import EventLogs
 from runner.plugins.files import Audio, CompressedFile, Depot, Image
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.lanes import Lane
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
+from runner.plugins.progress import preview, progress
+from runner.plugins.realtime import Limits, Open, Talk, Wire, make_talk
 from runner.plugins.registry import ask, list_plugins, load_plugins
 from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
 from runner.plugins.types import Header, bind, describe
+from runner.schemas import names
 from runner.schemas.app import AppSpec, derive_alias, read_options
-from runner.schemas.asgi import RawHeaders, Receive, Scope, Send
+from runner.schemas.asgi import Receive, Scope, Send
 from runner.schemas.codec import Codec
-from runner.schemas.endpoint import (
-    Endpoint,
-    Mark,
-    OnDisconnect,
-    Parameter,
-    Source,
-    check_path,
-    realtime_mode,
-)
-from runner.schemas.events import Finished
-from runner.schemas.files import (
-    Content,
-    Download,
-    File,
-    Loc,
-    Unfetchable,
-    Video,
-    checked_url,
-    decode_data_uri,
-    is_data,
-    safe_name,
-)
-from runner.schemas.foreign import is_starlette
+from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, Retry, check_path, realtime_mode
+from runner.schemas.events import Finished, OnOutput
 from runner.schemas.health import Health, HealthCheck, State
+from runner.schemas.names import *  # noqa: F403 # all that plugins need of the lowest floor
 from runner.schemas.problems import (
     ConfigError,
-    Fault,
     HTTPError,
-    InvalidInput,
     InvalidOutput,
     RequestCancelled,
     RunnerError,
     ServerError,
-    printable,
     stopped_problem,
 )
+from runner.schemas.queue import QueueStore
 from runner.schemas.request import Request, current_request, enter_request
-from runner.schemas.response import JSON, Response, json_response
+from runner.schemas.response import Response, json_response
 from runner.schemas.routes import Routes
-from runner.schemas.service import (
-    Answer,
-    Bind,
-    BindWrapper,
-    Call,
-    Mount,
-    Route,
-    ServiceView,
-    Wrapper,
-)
+from runner.schemas.service import Answer, Check
 from runner.schemas.settings import Settings, read_settings
-from runner.schemas.storing import (
-    PLAIN_ERRAND,
-    Errand,
-    FileData,
-    FileDepot,
-    FileDescription,
-    FilePlace,
-    FileRepository,
-    FileSink,
-    FileStore,
-    Repository,
-    content_disposition,
-    depot_of,
-    enter_depot,
-    file_chunks,
-    lifetime_of,
-    safe_media_type,
-    store_file,
-    type_and_name,
-)
 
-# What app authors use, and all that the built-in plugins take from the floors below them.
 __all__ = [
-    "JSON", "PLAIN_ERRAND", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "CompressedFile", "ConfigError",
-    "Content", "Download", "Endpoint", "Errand", "Fault", "File", "FileData", "FileDepot", "FileDescription", "FilePlace",
-    "FileRepository", "FileSink", "FileStore", "Finished", "HTTPError", "Header", "HealthCheck", "Image",
-    "InvalidInput", "InvalidOutput", "Loc", "Mark", "Mount", "Parameter", "RawHeaders", "Repository", "Request",
-    "RequestCancelled", "Response", "Route", "RunnerError", "ServerError", "Service", "ServiceView", "Settings",
-    "Source", "State", "Unfetchable", "Video", "Wrapper", "asgi", "assemble", "check_path", "checked_url",
-    "checkpoint", "content_disposition", "current_request", "decode_data_uri", "depot_of", "derive_alias", "describe_app", "endpoint", "enter_depot", "file_chunks",
-    "hookimpl", "is_data", "is_starlette", "json_response", "lifetime_of", "main", "printable", "read_options",
-    "realtime", "safe_media_type", "safe_name", "store_file", "type_and_name",
+    *names.__all__,
+    "App", "Audio", "CompressedFile", "Header", "Image", "Service", "asgi", "assemble", "checkpoint", "describe_app", "endpoint", "hookimpl",
+    "main", "preview", "progress", "realtime", "shield",
 ]  # fmt: skip
 
 log = structlog.get_logger("runner")
@@ -152,15 +99,19 @@ def endpoint(
     health_check: HealthCheck | None = None,
     timeout: float | None = None,
     on_disconnect: OnDisconnect = "cancel",
+    retry: Retry = "never",
 ) -> Callable[[Function], Function]:
     """Mark a method as what answers `POST path`. The method itself is left as it is.
 
-    `timeout` is in seconds for one run and beats the app's `request_timeout`. Raises ConfigError
-    for a path without its leading slash, a second mark on one method, a wrong `on_disconnect`, a
-    `timeout` that is not positive, or a health check on a WebSocket.
+    `timeout` is in seconds for one run and beats the app's `request_timeout`. `retry="safe"` says
+    that a job of the queue may run a second time when the process died during the first. Raises
+    ConfigError for a path without its leading slash, a second mark on one method, a wrong
+    `on_disconnect` or `retry`, a `timeout` that is not positive, or a health check on a WebSocket.
     """
     if on_disconnect not in ("cancel", "finish"):
         raise ConfigError(f"on_disconnect is {on_disconnect!r}; it is 'cancel' or 'finish'")
+    if retry not in ("never", "safe"):
+        raise ConfigError(f"retry is {retry!r}; it is 'never', or 'safe' when running twice does no harm")
     if timeout is not None and timeout <= 0:
         raise ConfigError(f"timeout is {timeout}; it is a number of seconds above 0, such as 60")
     if is_websocket and health_check is not None:
@@ -171,6 +122,7 @@ def endpoint(
         health_check=health_check,
         timeout=timeout,
         on_disconnect=on_disconnect,
+        retry=retry,
     )
 
     return lambda function: _marked(function, mark)
@@ -310,25 +262,33 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     for endpoint in service.endpoints:
         if endpoint.mark.is_websocket:
             check_socket(endpoint, of=app.name)
+            service.sockets.add("GET", endpoint.path, (endpoint, service.talk_of(endpoint)))
             continue
-        cancelled = cancels.get(endpoint.path)
-        answer = service.answer_of(endpoint, aside=cancelled is not None or endpoint.mark.health_check is not None)
+        cancelled, check = cancels.get(endpoint.path), endpoint.mark.health_check
+        answer = service.answer_of(endpoint, aside=cancelled is not None or check is not None)
         if cancelled is None:
             service.routes.add("POST", endpoint.path, Answer(answer, endpoint))
+            if check is not None and check.method == "GET":
+                service.routes.add("GET", endpoint.path, Answer(answer, endpoint))
         else:
             service.running_now.handlers[cancelled] = Answer(answer)
             service.routes.add("POST", endpoint.path, Answer(service.running_now.after(answer)))
     for path in cancels:
         service.routes.add("POST", path, Answer(service.running_now.by_id))
+    service.queue_store = plugins.hook.queue_store(service=service)
     for routes in reversed(ask(plugins, "register_routes", service=service)):
         for route in routes:
             service.routes.add(route.method, route.path, Answer(route.answer, streams_in=route.streams_in))
     for mounts in ask(plugins, "mount_app", service=service):
         service.routes.mount(mounts)
+        service.sockets.mount(mounts)
     service.interceptors = tuple(ask(plugins, "intercept_requests", service=service))
     service.added_headers = tuple(ask(plugins, "response_headers", service=service))
     service.error_maps = tuple(reversed(ask(plugins, "map_error", service=service)))
+    for checks in ask(plugins, "health_checks", service=service):
+        service.health_checks |= checks
     service.observers = tuple(ask(plugins, "observe_requests", service=service))
+    service.output_observers = tuple(ask(plugins, "observe_output", service=service))
     return service
 
 
@@ -359,6 +319,8 @@ class Service:
     added_headers: tuple[AddHeaders, ...] = ()
     error_maps: tuple[Callable[[BaseException], Response | None], ...] = ()
     observers: tuple[Callable[[Finished], None], ...] = ()
+    output_observers: tuple[OnOutput, ...] = ()
+    queue_store: QueueStore | None = None
 
     def __init__(self, app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) -> None:
         self.app, self.settings, self.plugins = app, settings, plugins
@@ -371,12 +333,16 @@ class Service:
         self.aside = Lane(ASIDE_PLACES, settings.max_queued_requests, name="aside")
         self.running_now = Running(app.options.cancel_grace_seconds)
         self.routes: Routes[Answer] = Routes()
+        self.sockets: Routes[tuple[Endpoint, Open]] = Routes()
         self.endpoints: tuple[Endpoint, ...] = tuple(
             describe(getattr(self.instance, name), mark, owner=type(self.instance)) for name, mark in app.marks.items()
         )
+        self.logs = EventLogs()
         self.threads_are_out = True  # False once a thread of the lane outlived the shutdown
+        self.health_checks: dict[str, Check] = {}
         self._codecs: dict[Any, Codec] = {}
         self._watching: set[asyncio.Task[None]] = set()
+        self._talks: set[Talk] = set()
 
     @property
     def lanes(self) -> Mapping[str, int]:
@@ -423,6 +389,12 @@ class Service:
 
         return answer
 
+    def talk_of(self, endpoint: Endpoint) -> Open:
+        """What serves sockets of `endpoint`, frozen."""
+        limits = Limits(self.settings.max_message_bytes, self.settings.max_messages_per_second)
+        timeout = endpoint.timeout or self.app.options.request_timeout
+        return make_talk(endpoint, getattr(self.instance, endpoint.name), self.codec, self.lane, timeout, limits)
+
     def _not_taking(self) -> ServerError:
         why = {State.STARTING: "the app is still starting", State.DRAINING: "the server is stopping"}
         headers = {"Retry-After": "1"}
@@ -438,17 +410,19 @@ class Service:
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
+            await self._socket(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request within its one cancel scope, which nobody else opens or owns."""
-        began = time.perf_counter()
-        token = Token()
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        request = Request(_request_id(scope), scope=scope, path=path, token=token, depot=self.depot)
+        await self.perform(Request(_request_id(scope), scope=scope, path=path, token=Token()), receive, send)
+
+    async def perform(self, request: Request, receive: Receive, send: Send) -> None:
+        """Answer one request within its one cancel scope, which nobody else opens or owns."""
+        request.depot = self.depot
+        began, token = time.perf_counter(), request.token
         enter_request(request)
-        reply = Reply(request, send, self.added_headers)
+        added = self.added_headers if request.begin is None else ()
+        reply = Reply(request, send, added, self.settings.ping_seconds)
         self.running_now.add(request)
         try:
             with anyio.CancelScope() as cancel_scope:
@@ -458,6 +432,8 @@ class Service:
                 await reply.cut_short(stopped_problem(token.reason or ""))
         finally:
             self.running_now.ended(request)
+            if request.log is not None:
+                request.log.append("completed", reply.outcome())
             self._tell_observers(request, reply, began)
 
     async def _answer(self, request: Request, receive: Receive, reply: Reply) -> None:
@@ -465,9 +441,13 @@ class Service:
         watch: Callable[[], object] | None = None
         body_read = False
         try:
-            response = next((r for look in self.interceptors if (r := look(request)) is not None), None)
+            is_job = request.begin is not None  # let in when it was submitted, and for endpoints only
+            inside = is_job or request.from_within
+            response = None if inside else next((r for look in self.interceptors if (r := look(request)) is not None), None)
             if response is None:
                 found = self.routes.find(request)
+                if is_job and found.endpoint is None:
+                    raise HTTPError(404, f"Path {request.path} not found", {"x-fal-billable-units": "0"})
                 reply.endpoint = found.endpoint
                 if found.streams_in:
                     request.stream = Stream(receive, request.scope["headers"], self.settings.max_file_bytes)
@@ -476,7 +456,7 @@ class Service:
                     body_read = True
                 if found.endpoint is not None:
                     self.running_now.begins(request, found.endpoint)
-                    if found.endpoint.on_disconnect == "cancel":
+                    if found.endpoint.on_disconnect == "cancel" and not request.from_within:
                         watch = self._watch(request, receive, reply)
                 answered = found.answer(request)
                 response = answered if isinstance(answered, Response) else await answered
@@ -522,7 +502,55 @@ class Service:
             response.headers.setdefault("x-fal-error-type", "runner_server_error")
         return response
 
-    def _tell_observers(self, request: Request, reply: Reply, began: float) -> None:
+    # --- one socket
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one WebSocket within its one cancel scope, as a request is served."""
+        began = time.perf_counter()
+        token = Token()
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        request = Request(_request_id(scope), scope=scope, path=path, token=token)
+        enter_request(request)
+        wire = Wire(scope, receive, send)
+        self.running_now.add(request)
+        try:
+            with anyio.CancelScope() as cancel_scope:
+                token.on_cancel(cancel_scope.cancel)
+                await self._talk(request, wire)
+            if token.cancelled and not (wire.gone or wire.closed):
+                problem = stopped_problem(token.reason or "")
+                await wire.fail(problem, problem_text(problem), token.reason or "failed")
+        finally:
+            self.running_now.ended(request)
+            if wire.gone and wire.why is None:
+                wire.why = "client"
+            self._tell_observers(request, wire, began)
+
+    async def _talk(self, request: Request, wire: Wire) -> None:
+        """Find who talks to this client and let them; whatever is raised becomes an ending."""
+        talk: Talk | None = None
+        try:
+            refusal = next((r for look in self.interceptors if (r := look(request)) is not None), None)
+            if refusal is not None:
+                return await wire.refuse(refusal)
+            wire.endpoint, open_talk = self.sockets.find(request)
+            if not self.health.takes_requests:
+                raise self._not_taking()
+            self.running_now.begins(request, wire.endpoint)
+            talk = open_talk(request, wire, lambda: self.running_now.stop(request, "client_disconnected"))
+            self._talks.add(talk)
+            wire.why = await talk.run()
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _from_outside(request):
+                raise
+            await wire.fail(self._failure(request, error), str(error) or type(error).__name__)
+        finally:
+            if talk is not None:
+                self._talks.discard(talk)
+
+    # --- what is told of both
+
+    def _tell_observers(self, request: Request, reply: Reply | Wire, began: float) -> None:
         place, seconds = request.place, time.perf_counter() - began
         if not request.token.cancelled or place is None:
             self._observe(request, reply, seconds, None)
@@ -535,12 +563,12 @@ class Service:
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
 
-    def _observe(self, request: Request, reply: Reply, seconds: float, stopped: Any) -> None:
+    def _observe(self, request: Request, reply: Reply | Wire, seconds: float, stopped: Any) -> None:
         client = request.scope.get("client")
-        gone = request.token.reason == "client_disconnected"
+        gone = isinstance(reply, Reply) and request.token.reason == "client_disconnected"  # a socket ends so
         finished = Finished(
             request_id=request.id or "",
-            method=request.method or "",
+            method=request.method or "WS",
             path=request.path,
             endpoint=reply.endpoint.path if reply.endpoint else None,
             status=499 if gone or not reply.status else reply.status,
@@ -550,6 +578,8 @@ class Service:
             client=client[0] if client else None,
             error_type="client_disconnected" if gone else reply.error_type,
             stopped=stopped,
+            items=reply.items,
+            ended=reply.why,
         )
         for observe in self.observers:
             observe(finished)
@@ -559,17 +589,26 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Set the app up beside whatever runs inside; tear it down at the end."""
-        self.lane.open()
-        self.aside.open()
+        for lane in (self.lane, self.aside):
+            lane.open()
+            lane.on_ghost = self._haunted
         async with AsyncExitStack() as contexts:
             for context in ask(self.plugins, "lifespan", service=self):
                 await contexts.enter_async_context(context)
+            log.info("plugins.loaded", plugins=list_plugins(self.plugins, own_version=__version__))
             setting_up = asyncio.create_task(self._set_up())
             try:
                 yield
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._tear_down(setting_up)
+
+    def _haunted(self) -> None:
+        """A thread outlived its cancel bound, or came back: not ready meanwhile."""
+        if ghosts := self.lane.ghosts + self.aside.ghosts:
+            self.health.ail("lanes", f"{ghosts} places are held by work that does not stop")
+        else:
+            self.health.recover("lanes")
 
     async def _set_up(self) -> None:
         began, limit = time.perf_counter(), self.app.options.startup_timeout
@@ -612,10 +651,19 @@ class Service:
         elif inspect.isawaitable(left := await self.lane.run(function, Request())):
             await left
 
+    async def beside(self, function: Callable[[], Any]) -> Any:
+        """Call a function of the app past its places: what looks after it must not wait for it."""
+        if inspect.iscoroutinefunction(function):
+            return await function()
+        said = await self.aside.run(function, Request())
+        return await said if inspect.isawaitable(said) else said
+
     async def drain(self) -> None:
         """Take no more requests, let those that run finish within the grace period, then cancel them."""
         seconds = self.app.options.termination_grace_period_seconds
         self.health.become(State.DRAINING)
+        for talk in list(self._talks):
+            talk.wind_up()
         with anyio.move_on_after(seconds * GRACE_FOR_WORK):
             await self.running_now.none_left()
         if len(self.running_now):
@@ -639,6 +687,11 @@ class Service:
             await receive()
             await self.drain()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def problem_text(response: Response) -> str:
+    """The sentence in an error body of ours."""
+    return str(msgspec.json.decode(response.body)["detail"])
 
 
 def _request_id(scope: Scope) -> str:
@@ -704,7 +757,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _print_openapi(service)
         if action == "check":
             return _print_check(service)
-        log.info("plugins.loaded", plugins=list_plugins(plugins, own_version=__version__))
         server = importlib.import_module("runner.plugins.server")
         return int(server.run(service, settings))
     except ConfigError as error:

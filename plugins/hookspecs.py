@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from ..schemas.app import AppSpec
     from ..schemas.codec import Codec
     from ..schemas.endpoint import Endpoint
-    from ..schemas.events import Finished
+    from ..schemas.events import Finished, OnOutput
+    from ..schemas.queue import QueueStore
     from ..schemas.request import Request
     from ..schemas.response import Response
-    from ..schemas.service import BindWrapper, Mount, Route, ServiceView, Wrapper
+    from ..schemas.service import BindWrapper, Check, Mount, Route, ServiceView, Wrapper
     from ..schemas.settings import Settings
     from ..schemas.storing import FileStore
 
@@ -131,6 +132,33 @@ def observe_requests(service: ServiceView) -> Callable[[Finished], None] | None:
     """Return a function that is told of every request when it is over.
 
     Asked once; called on the event loop, so it must be quick and must not raise. None: not interested.
+    """
+
+
+@hookspec
+def observe_output(service: ServiceView) -> OnOutput | None:
+    """Return a function that is told of every line that the app prints, with the id of its request.
+
+    Asked once; called in the thread that prints, at once, so it must be quick. What it raises is
+    logged. Nobody is told without the plugin observability. None: not interested.
+    """
+
+
+@hookspec(firstresult=True)
+def queue_store(service: ServiceView) -> QueueStore | None:
+    """Return where the queue keeps its jobs.
+
+    Asked once. The first answer wins, last registered first; ours keeps them below `data_dir`.
+    `runner.plugins.queue.contract` has the tests that every store must pass. None: not mine.
+    """
+
+
+@hookspec
+def health_checks(service: ServiceView) -> Mapping[str, Check] | None:
+    """Return async functions that say what is wrong with the app, or None while all is well, by name.
+
+    Asked once; each is called at the interval of the regular checks, and one that raises or takes
+    too long has failed. None: nothing to check.
     """
 
 

@@ -27,6 +27,7 @@ import structlog
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.protocol import ws_stream
 from hypercorn.utils import wrap_app
 
 from ..schemas.asgi import ASGIApp, Receive, Scope, Send
@@ -34,8 +35,8 @@ from ..schemas.health import Health, State
 from ..schemas.problems import ConfigError
 from ..schemas.settings import Settings
 
-MiB = 1024 * 1024
 IDLE_SECONDS = 300  # fal's own keep-alive; hypercorn's default of 5 s cuts pooled clients off
+VANISHED = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # a silent peer is given up after 50 s
 CLOSE_SECONDS = 1.0  # for connections to say goodbye after the last answer
 FAILED_SECONDS = 1.0  # for probes to read why setup failed
 EXIT_SECONDS = 2.0  # for the interpreter to end, once all is over
@@ -61,6 +62,10 @@ def listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # connections inherit these
+    for name, value in VANISHED.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     try:
         sock.bind((settings.host, settings.port))
     except OSError as error:
@@ -127,7 +132,8 @@ def _tell_ready(descriptor: int, url: str) -> None:
     line = json.dumps({"event": "ready", "url": url, "pid": os.getpid()})
     try:
         os.write(descriptor, line.encode() + b"\n")
-        os.close(descriptor)
+        if descriptor > 2:  # the log goes on
+            os.close(descriptor)
     except OSError as error:
         log.error("ready_fd.failed", descriptor=descriptor, problem=error.strerror)
 
@@ -151,9 +157,11 @@ async def serve(
     config.certfile, config.keyfile = settings.tls_cert or None, settings.tls_key or None
     config.alpn_protocols = ["h2", "http/1.1"]
     config.keep_alive_timeout = IDLE_SECONDS
-    config.websocket_max_message_size = 100 * MiB
+    config.websocket_max_message_size = settings.max_message_bytes
     config.include_server_header = False
     config.accesslog = config.errorlog = None
+    uncompressed: Any = ws_stream  # hypercorn 0.18 has no setting for it; deflate costs more than frames save
+    uncompressed.server_extensions_handshake = lambda requested, supported: None
     loop = asyncio.get_running_loop()
     context = WorkerContext(None)
     wrapped = wrap_app(cast(Any, app), config.wsgi_max_body_size, "asgi")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -75,6 +75,12 @@ class Request:
         self.place: Any = None  # in the lane, while an endpoint runs for this request
         self.depot = depot  # of its service: where its Files are fetched and kept
         self.stream: BodyStream | None = None  # the body, for a route that reads it part by part
+        # Set for a job of the queue, which waits in a line of its own: notes for good that the
+        # work begins. Asked once the job has its place; the work waits for it, and does not begin
+        # if it raises.
+        self.begin: Callable[[], Awaitable[None]] | None = None
+        self.from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
+        self.log: Any = None  # its EventLog, for requests that keep one
 
     @property
     def request_id(self) -> str | None:

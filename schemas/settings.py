@@ -29,8 +29,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least level to log")] = "info"
     max_body_bytes: Annotated[int, Meta(ge=1, description="largest request body, also once decompressed")] = 100 * 1024 * 1024
     max_queued_requests: Annotated[int, Meta(ge=0, description="requests that may wait for a place")] = 1000
+    max_message_bytes: Annotated[int, Meta(ge=1, description="largest message of a WebSocket")] = 100 * 1024 * 1024
+    max_messages_per_second: Annotated[int, Meta(ge=0, description="messages read of one WebSocket per second; 0 for any number")] = 10_000
+    ping_seconds: Annotated[float, Meta(gt=0, description="silence after which a stream of events gets a comment")] = 15
     allow_private_hosts: Annotated[list[str], Meta(description="host that inputs may be fetched from although private; may repeat")] = []
-    data_dir: Annotated[str, Meta(description="folder for what outlives the process")] = ".runner"
+    data_dir: Annotated[str, Meta(description="folder for what outlives the process: queue, files")] = ".runner"
+    durability: Annotated[Literal["process", "power"], Meta(description="what accepted jobs survive: the process's death, or a power cut too")] = "process"
+    max_queued_jobs: Annotated[int, Meta(ge=0, description="jobs of the queue that may wait")] = 100_000
+    queue_expiry_seconds: Annotated[float, Meta(gt=0, description="how long results of the queue are kept")] = 7 * 24 * 3600.0
+    queue_budget_bytes: Annotated[int, Meta(ge=0, description="size of kept results, above which the oldest go")] = 10 * 1024**3
+    trusted_proxy: Annotated[list[str], Meta(description="address or network whose X-Forwarded headers count; may repeat")] = []
+    auth_key: Annotated[list[str], Meta(description="key that callers must show; may repeat; none: everybody may call")] = []
+    fal_gateway: Annotated[int, Meta(ge=-1, le=65535, description="port of a local proxy for unchanged fal clients; 0 picks one; -1: none")] = -1
+    health_seconds: Annotated[float, Meta(gt=0, description="seconds between checks of the app's health")] = 15
     public_url: Annotated[str, Meta(pattern=r"^$|^https?://[^/?#\s]+[^?#\s]*$", description="address that callers see; default what each of them called")] = ""
     max_file_bytes: Annotated[int, Meta(ge=1, description="largest file to fetch, to take as an upload or to unpack")] = 4 * 1024 * 1024 * 1024
     max_stored_bytes: Annotated[int, Meta(ge=0, description="disk that stored files may take; 0 takes all but a reserve")] = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -83,6 +84,14 @@ class Runner:
         """One request on a connection of its own."""
         with self.client() as client:
             return client.post(path, **({"json": body} if body is not None else {}), **options)
+
+    def call(self, path: str, request_id: str, body: bytes = b"") -> socket.socket:
+        """A request whose caller can hang up: the connection that it was sent on."""
+        caller = socket.create_connection(("127.0.0.1", self.port), GUARD_SECONDS)
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\nx-fal-request-id: {request_id}\r\ncontent-length: {len(body)}\r\n"
+        kind = "content-type: application/json\r\n" if body else ""
+        caller.sendall(f"{head}{kind}\r\n".encode() + body)
+        return caller
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         with self.client() as client:

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import anyio.from_thread
 import pytest
-from runner.plugins.cancellation import Call, Limits, Token, checkpoint, shield
+from runner.plugins.cancellation import Call, Limits, Token, checkpoint, install, shield, uninstall
 from runner.schemas.problems import RequestCancelled
 from stopping import Worker, layers, stop_once_begun
 
@@ -384,17 +384,12 @@ async def test_a_failed_call_s_error_keeps_its_line_and_none_of_its_locals(worke
     assert alive[0]() is None
 
 
-async def test_stopping_leaves_the_interpreter_as_it_was(worker: Worker) -> None:
-    interval = sys.getswitchinterval()
-
-    await stop_once_begun(worker, spin)
-
-    assert sys.getswitchinterval() == interval
-
-
 def test_what_was_replaced_is_put_back_when_the_last_service_ends() -> None:
-    start = threading.Thread.start
-    with layers(), layers():
-        pass
+    uninstall()  # the fixture's
+    before = sys.getswitchinterval(), threading.Thread.start, ThreadPoolExecutor.submit
 
-    assert threading.Thread.start is start
+    with layers(), layers():
+        assert threading.Thread.start is not before[1]
+
+    assert (sys.getswitchinterval(), threading.Thread.start, ThreadPoolExecutor.submit) == before
+    install()

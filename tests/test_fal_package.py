@@ -435,7 +435,7 @@ def asked(path: str, *bodies: Any, method: str = "POST", **headers: str) -> list
 
 REQUESTS = [
     *asked("/", {"prompt": "a"}, {"prompt": "a", "steps": "3", "more": 1}, {"prompt": "", "steps": 9}, {"prompt": None}, {}),
-    *asked("/", {"prompt": 3, "steps": True}, [], "text", 3, None, b"", b"{", b'{"prompt":"a",}', b'{"prompt":"\\ud800"}'),
+    *asked("/", {"prompt": 3, "steps": True}, [], "text", 3, None, b"", b"{", b'{"prompt":"a",}'),
     *asked("/", b'{"prompt":"a"}', content_type="text/plain"),
     *asked("/", b'{"prompt":"a"}', content_type="application/vnd.mine+json"),
     *asked("/async", {"prompt": "a"}, x_mine="m"),

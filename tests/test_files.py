@@ -279,14 +279,20 @@ def test_malformed_base64_is_refused_at_its_field(payload: str) -> None:
 
 @pytest.mark.parametrize(
     "url", ["", "x", "file:///etc/passwd", "gopher://127.0.0.1/", "ftp://h/x", "http://", "http:///x", "https://h:99999/", "http://h:0/",
-            "http://a b/", "http://[::1", "http://h/\nx", "http://h\\@i/", "data:x", "javascript:alert(1)", "blob:http://h/1", "http://h/\ud800",
-            "data:,\ud800"],
+            "http://a b/", "http://[::1", "http://h/\nx", "http://h\\@i/", "data:x", "javascript:alert(1)", "blob:http://h/1"],
 )  # fmt: skip
 def test_what_is_not_a_url_is_refused_when_it_is_parsed(url: str) -> None:
     (fault,) = faults(served(transcribe), post({"audio": url}))
 
     assert (fault["type"], fault["loc"]) == ("value_error", ["body", "audio"])
     assert fault["msg"] == "Value error, value must be a valid URL"
+
+
+@pytest.mark.parametrize("url", ["http://h/\ud800", "data:,\ud800"])
+def test_half_a_character_is_refused_with_the_json_that_holds_it(url: str) -> None:
+    (fault,) = faults(served(transcribe), post({"audio": url}))
+
+    assert (fault["type"], fault["loc"]) == ("json_invalid", ["body", json.dumps({"audio": url}).index("\\ud800")])
 
 
 class Model(pydantic.BaseModel):

@@ -469,6 +469,18 @@ for hidden in (Unknown, Socket): hidden.__module__ = "elsewhere"
     assert done.returncode == 2
 
 
+def test_the_log_level_and_format_are_as_asked(tmp_path: Path) -> None:
+    with serving(gated(tmp_path), "--log-level", "warning", "--ready-fd", "2", ready=False) as runner:
+        httpx.post(f"{runner.wait_for('ready')['url']}/", trust_env=False)
+        runner.stop()
+    assert {line["event"] for line in runner.lines} <= {"ready", "app.output"}
+
+    with serving(gated(tmp_path), "--log-format", "console", "--ready-fd", "2", ready=False) as runner:
+        httpx.post(f"{runner.wait_for('ready')['url']}/", trust_env=False)
+        runner.stop()
+    assert any("request.finished POST / 200" in line.get("text", "") for line in runner.lines)
+
+
 def test_check_lists_endpoints_and_plugins_without_setting_up(tmp_path: Path) -> None:
     app = gated(tmp_path, setup="def setup(self): raise SystemExit('never')")
     done = subprocess.run([sys.executable, HOUSE / "runner.py", app, "--check"], capture_output=True, text=True, timeout=30)

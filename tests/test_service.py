@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openapi_spec_validator import validate
 from serving import Runner, serving, written
 
 APPS = Path(__file__).parent / "apps"
@@ -258,6 +259,15 @@ def test_a_client_that_closes_after_its_answer_has_not_hung_up(contract: Runner)
     assert {line["status"] for line in lines} == {200}
 
 
+def test_a_cdn_token_that_an_endpoint_renews_reaches_the_caller(contract: Runner) -> None:
+    """Contract 1.4."""
+    renewed = contract.post("/renew", headers={"x-fal-cdn-token": "old"})
+    passed = contract.post("/context", headers={"x-fal-cdn-token": "old"})
+
+    assert renewed.headers["x-fal-cdn-token"] == "new"
+    assert "x-fal-cdn-token" not in passed.headers
+
+
 # --- failures
 
 
@@ -349,6 +359,21 @@ def test_check_11_hints_are_on_every_answer(contract: Runner) -> None:
     answers = [contract.post("/", {"prompt": "x"}), contract.post("/", {}), contract.get("/health")]
 
     assert [answer.headers["x-fal-runner-hints"] for answer in answers] == ["a,b"] * 3
+
+
+def test_checks_24_and_25_the_document_of_a_running_app_is_valid_and_stays_as_it_is(contract: Runner) -> None:
+    first, second = contract.get("/openapi.json"), contract.get("/openapi.json")
+
+    assert first.content == second.content
+    document = first.json()
+    validate(document)
+    paths = document["x-fal-order-paths"]
+    assert paths == [*sorted(path for path in paths if path not in ("/health", "/realtime")), "/health", "/realtime"]
+    assert document["components"]["schemas"]["Limits"]["x-fal-order-properties"] == ["n", "kind"]
+    protocol = document["paths"]["/realtime"]["x-fal-protocol"]
+    assert (protocol["type"], protocol["realtimeMode"], protocol["contentType"]) == ("realtime", "unary", "application/msgpack")
+    assert document["paths"]["/realtime"]["post"]["operationId"] == "realtime_post"
+    assert document["components"]["schemas"]["Secretive"]["properties"]["debug"]["ui"] == {"hidden": True}
 
 
 def test_check_26_a_hidden_field_is_accepted(contract: Runner) -> None:

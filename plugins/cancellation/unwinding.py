@@ -18,7 +18,6 @@ says so. After `replace_seconds` the process is asked to make way for another.
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -107,14 +106,10 @@ class _Stopping:
 
     def __init__(self) -> None:
         self._pursuits: dict[Call, Pursuit] = {}
-        self._interval = sys.getswitchinterval()
 
     def begin(self, call: Call, limits: Limits) -> Pursuit:
         pursuit = self._pursuits.get(call)
         if pursuit is None:
-            if not self._pursuits:
-                self._interval = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._interval, SWITCH_SECONDS))
             boundary.look_for_torch()
             boundary.unwinding.add(call)
             pursuit = self._pursuits[call] = Pursuit(call, limits)
@@ -125,7 +120,6 @@ class _Stopping:
         boundary.unwinding.discard(call)
         if self._pursuits.pop(call, None) is not None and not self._pursuits:
             edges.rest()
-            sys.setswitchinterval(self._interval)
 
 
 stopping = _Stopping()

@@ -32,6 +32,7 @@ __all__ = ["describe_app", "lifespan", "map_error", "mount_app", "provide_module
 log = logging.getLogger("runner.fal")
 
 HINTS = b"x-fal-runner-hints"
+CDN_TOKEN = "x-fal-cdn-token"
 RUNNER_STATES = {State.READY: "RUNNING", State.DRAINING: "TERMINATING", State.FAILED: "TERMINATING"}
 
 
@@ -52,7 +53,7 @@ def map_error(service: ServiceView) -> Callable[[BaseException], Response | None
 
 @hookimpl
 def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[bytes, bytes]]]:
-    """`X-Fal-Runner-Hints`, asked of the app for every answer; an app that gives none has no header."""
+    """`X-Fal-Runner-Hints`, asked of the app for every answer, and a CDN token that the endpoint has renewed."""
     told: set[str] = set()
 
     def once(key: str, message: str, *arguments: Any, **options: Any) -> None:
@@ -71,13 +72,25 @@ def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[byt
                 else:
                     once(f"hint {hint}", "%s: the hint %r is dropped, a header cannot hold it", name, hint)
             return [(HINTS, ",".join(kept).encode("latin-1"))]
-        except NotImplementedError:
+        except NotImplementedError:  # the app gives none
             return []
         except Exception:
             once("error", "%s.provide_hints failed; answers go out without hints", name, exc_info=True)
             return []
 
-    return hints
+    def headers(request: Request) -> list[tuple[bytes, bytes]]:
+        return hints(request) + _new_cdn_token(request)
+
+    return headers
+
+
+def _new_cdn_token(request: Request) -> list[tuple[bytes, bytes]]:
+    """The token that the endpoint wrote into its request's headers, for the caller to go on with (contract 1.4)."""
+    if "headers" not in vars(request):  # nobody has looked at them
+        return []
+    token = request.headers.get(CDN_TOKEN, "")
+    sent = dict(request.scope.get("headers", ())).get(CDN_TOKEN.encode(), b"").decode("latin-1")
+    return [(CDN_TOKEN.encode(), token.encode("latin-1"))] if token != sent and token.isprintable() else []
 
 
 @hookimpl

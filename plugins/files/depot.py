@@ -1,6 +1,7 @@
 """The depot: one service's store, what fetches for it, and the address that callers know it by.
 
-Without `--public-url` a file's URL begins with what its caller called: the Host of the request.
+Without `--public-url` a file's URL begins with what its caller called: the Host of the request, or
+what a trusted proxy says.
 That is right behind a port that Docker maps, and for a caller on another machine. The names of
 fal's own hosts are left out, for a file must be readable by those who do not come through the
 gateway.
@@ -12,6 +13,7 @@ import re
 from collections.abc import Callable
 
 from ...schemas.files import Content, Unfetchable
+from ...schemas.origins import Origins
 from ...schemas.request import Request
 from ...schemas.settings import Settings
 from ...schemas.storing import PLAIN_ERRAND, Errand, FileStore
@@ -28,6 +30,7 @@ class Depot:
         self.store = store
         self._public_url = settings.public_url.rstrip("/")
         self._own_url = own_url
+        self._origins = Origins(settings.trusted_proxy)
         self._bound = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{settings.port}"
         self._fetcher = Fetcher(allowed_hosts=settings.allow_private_hosts, max_bytes=settings.max_file_bytes)
 
@@ -47,8 +50,10 @@ class Depot:
         """Where the caller of `request` finds this server, without a slash at its end."""
         if self._public_url:
             return self._public_url
-        host = request.headers.get("host", "")
-        if HOST.fullmatch(host) and not FALS.search(host):
-            scheme = {"wss": "https", "ws": "http"}.get(request.scope["scheme"], request.scope["scheme"])
-            return f"{scheme}://{host}{request.scope.get('root_path', '')}"
+        origin = self._origins.of(request)
+        scheme, _, rest = origin.partition("://")
+        host = rest.partition("/")[0]
+        told = request.headers.get("host", host)
+        if HOST.fullmatch(host) and HOST.fullmatch(told) and not FALS.search(host):
+            return origin.replace(scheme, {"wss": "https", "ws": "http"}.get(scheme, scheme), 1)
         return self._own_url() or self._bound

@@ -82,10 +82,7 @@ class MsgspecCodec:
         try:
             value = self._decode(body)
         except (*BROKEN, InvalidInput):
-            value = self.convert(plain := parse(body))
-            if found := faults.find(self._shape, plain, (), _convert):  # a lone surrogate
-                raise InvalidInput(found) from None
-            return value
+            return self.convert(parse(body))
         refuse_doubles(body)
         return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
 
 import msgspec
@@ -16,12 +17,21 @@ _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
+HALF = re.compile(rb"\\u[dD][89aAbB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89aAbB]..)\\u[dD][c-fC-F]")
+
+
 def parse(body: bytes) -> Any:
-    """The value of a JSON text, with its duplicate keys, NaN and overflows refused. Slow and exact."""
+    """The value of a JSON text, with its duplicate keys, NaN, overflows and half characters refused. Slow and exact."""
     try:
-        return json.loads(
+        value = json.loads(
             body, object_pairs_hook=_no_doubles, parse_constant=_no_constant, parse_float=_finite
         )
+        if b"\\ud" in body.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        half = HALF.search(body)
+        raise invalid("Half a surrogate pair is no character", half.start() if half else 0) from None
     except json.JSONDecodeError as error:
         raise invalid(error.msg, error.pos) from None
     except UnicodeDecodeError as error:

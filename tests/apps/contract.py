@@ -110,6 +110,10 @@ class Contract(fal.App, name="contract"):
             "lifecycle": request.lifecycle_preference, "custom": request.headers.get("x-custom"),
         }  # fmt: skip
 
+    @fal.endpoint("/renew")
+    def renew(self) -> None:
+        self.current_request.headers["x-fal-cdn-token"] = "new"
+
     @fal.endpoint("/meet")
     def meet(self) -> list:
         before = self.current_request.request_id

@@ -41,10 +41,11 @@ __version__ = "0.1.0"
 if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` took our folder off its path
     sys.path.insert(0, HOUSE)
 
-from runner.plugins.bodies import Disconnected, read_body
+from runner.plugins.bodies import Disconnected, Stream, lingering, read_body
 from runner.plugins.calling import make_call
 from runner.plugins.cancellation import Limits, Token, checkpoint, shield
 from runner.plugins.eventlog import EventLog, EventLogs
+from runner.plugins.files import Audio, CompressedFile, Depot, Image
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.lanes import Lane
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
@@ -82,7 +83,8 @@ from runner.schemas.settings import Settings, read_settings
 
 __all__ = [
     *names.__all__,
-    "App", "EventLog", "Header", "Service", "asgi", "assemble", "checkpoint", "describe_app", "endpoint", "hookimpl",
+    "App", "Audio", "CompressedFile", "EventLog", "Header", "Image", "Service", "asgi", "assemble", "checkpoint",
+    "describe_app", "endpoint", "hookimpl",
     "main", "preview", "progress", "realtime", "shield",
 ]  # fmt: skip
 
@@ -279,7 +281,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     service.queue_store = plugins.hook.queue_store(service=service)
     for routes in reversed(ask(plugins, "register_routes", service=service)):
         for route in routes:
-            service.routes.add(route.method, route.path, Answer(route.answer))
+            service.routes.add(route.method, route.path, Answer(route.answer, streams_in=route.streams_in))
     for mounts in ask(plugins, "mount_app", service=service):
         service.routes.mount(mounts)
         service.sockets.mount(mounts)
@@ -326,6 +328,9 @@ class Service:
     def __init__(self, app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) -> None:
         self.app, self.settings, self.plugins = app, settings, plugins
         self.health = Health()
+        self.url = ""  # set by the server that listens
+        stores = ask(plugins, "file_store", settings=settings)
+        self.depot = Depot(stores[-1], settings, lambda: self.url) if stores else None
         self.instance = app.make()
         limits = Limits(quarantine_seconds=settings.stuck_seconds / 3, replace_seconds=settings.stuck_seconds)
         self.lane = Lane(app.options.max_multiplexing, settings.max_queued_requests, limits=limits)
@@ -417,6 +422,7 @@ class Service:
 
     async def perform(self, request: Request, receive: Receive, send: Send) -> None:
         """Answer one request within its one cancel scope, which nobody else opens or owns."""
+        request.depot = self.depot
         began, token = time.perf_counter(), request.token
         enter_request(request)
         added = self.added_headers if request.begin is None else ()
@@ -437,6 +443,7 @@ class Service:
     async def _answer(self, request: Request, receive: Receive, reply: Reply) -> None:
         """Find what answers, run it, send what it gives; whatever is raised becomes an answer too."""
         watch: Callable[[], object] | None = None
+        body_read = False
         try:
             is_job = request.begin is not None  # let in when it was submitted, and for endpoints only
             inside = is_job or request.from_within
@@ -446,8 +453,11 @@ class Service:
                 if is_job and found.endpoint is None:
                     raise HTTPError(404, f"Path {request.path} not found", {"x-fal-billable-units": "0"})
                 reply.endpoint = found.endpoint
-                if request.method not in ("GET", "HEAD"):
+                if found.streams_in:
+                    request.stream = Stream(receive, request.scope["headers"], self.settings.max_file_bytes)
+                elif request.method not in ("GET", "HEAD"):
                     request.body = await read_body(receive, request.scope["headers"], self.settings.max_body_bytes)
+                    body_read = True
                 if found.endpoint is not None:
                     self.running_now.begins(request, found.endpoint)
                     if found.endpoint.on_disconnect == "cancel" and not request.from_within:
@@ -462,7 +472,8 @@ class Service:
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _from_outside(request):
                 raise
-            await reply.fail(self._failure(request, error))
+            response = self._failure(request, error)
+            await reply.fail(response if body_read or not _has_body(request) else lingering(response, receive))
         finally:
             if watch is not None:
                 watch()
@@ -699,6 +710,13 @@ def _request_id(scope: Scope) -> str:
             if text.isprintable() and text and len(text) <= LONGEST_REQUEST_ID:
                 return text
     return str(uuid4())
+
+
+def _has_body(request: Request) -> bool:
+    """Whether a body was announced that may not have come to its end yet."""
+    if request.stream is not None and request.stream.ended:
+        return False
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in request.scope["headers"])
 
 
 def _from_outside(request: Request) -> bool:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..schemas.request import Request
     from ..schemas.response import Response
     from ..schemas.service import BindWrapper, Check, Mount, Route, ServiceView, Wrapper
+    from ..schemas.settings import Settings
+    from ..schemas.storing import FileStore
 
 hookspec = pluggy.HookspecMarker("runner")
 hookimpl = pluggy.HookimplMarker("runner")
@@ -50,6 +52,15 @@ def type_codec(type: Any) -> Codec | None:
 
     Asked once for every type in an endpoint's signature. The first answer wins, last registered
     first, so a plugin may replace ours. None: not mine. Nobody's type stops the start.
+    """
+
+
+@hookspec
+def file_store(settings: Settings) -> FileStore | None:
+    """Return what keeps the files of this service: outputs, and uploads.
+
+    Asked once, before the app is made. Of several stores the one registered last is used, so a
+    plugin may replace ours. None: not mine. A store should open nothing before it is used.
     """
 
 

@@ -25,7 +25,8 @@ from . import hookspecs
 # the same path the later one wins. `--no-plugin NAME` leaves one out.
 
 BUILT_IN = (
-    "types", "files", "cors", "keys", "fal", "queue", "health", "openapi", "events", "progress", "metrics", "observability",
+    "types", "files", "s3", "cors", "keys", "fal", "queue", "health", "openapi", "events", "progress", "metrics",
+    "observability",
 )  # fmt: skip
 
 

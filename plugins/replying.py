@@ -128,7 +128,7 @@ class Reply:
         headers: RawHeaders = [(b"x-fal-request-id", (request.id or "").encode("latin-1"))]
         if response.media_type is not None:
             headers.append((b"content-type", response.media_type.encode("latin-1")))
-        if length is not None and response.status >= 200 and response.status not in BODILESS:
+        if length is not None and response.status >= 200 and response.status not in BODILESS and "content-length" not in response.headers:
             headers.append((b"content-length", b"%d" % length))
         for name, value in response.headers.items():
             headers.append((name.encode("latin-1"), value.encode("latin-1")))

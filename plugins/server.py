@@ -57,6 +57,7 @@ class Runnable(Protocol):
 
     health: Health
     instance: Any
+    url: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
     def running(self) -> AbstractAsyncContextManager[None]: ...
@@ -149,7 +150,7 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    url = url_of(sock, settings)
+    service.url = url = url_of(sock, settings)
     service.health.watch(on_state)
     service.health.watch_replacement(on_replacement)
     async with service.running(), AsyncExitStack() as doors:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, quote
 
 from .asgi import Scope
+
+if TYPE_CHECKING:
+    from .storing import FileDepot
 
 
 class Cancellable(Protocol):
@@ -37,6 +40,14 @@ class Never:
     def forget(self, listener: Callable[[], object]) -> None: ...
 
 
+class BodyStream(Protocol):
+    """A request's body on its way in, in order and once. `ended` is true when it was read to its end."""
+
+    @property
+    def ended(self) -> bool: ...
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
 class Request:
     """One request while it is served: who asked for what. Owned by the service, read by everybody.
 
@@ -53,6 +64,7 @@ class Request:
         path: str = "",
         body: bytes = b"",
         token: Cancellable | None = None,
+        depot: FileDepot | None = None,
     ) -> None:
         self.id = id
         self.scope: Scope = scope if scope is not None else {}
@@ -61,6 +73,8 @@ class Request:
         self.path_parameters: Mapping[str, str] = {}
         self.token: Cancellable = token or Never()
         self.place: Any = None  # in the lane, while an endpoint runs for this request
+        self.depot = depot  # of its service: where its Files are fetched and kept
+        self.stream: BodyStream | None = None  # the body, for a route that reads it part by part
         # Set for a job of the queue, which waits in a line of its own: notes for good that the
         # work begins. Asked once the job has its place; the work waits for it, and does not begin
         # if it raises.
@@ -109,17 +123,22 @@ class Request:
     @cached_property
     def lifecycle_preference(self) -> dict[str, Any] | None:
         """How long outputs shall live, from `x-fal-object-lifecycle-preference`; None if absent or malformed."""
-        text = self.headers.get("x-fal-object-lifecycle-preference")
-        try:
-            value = json.loads(text) if text else None
-        except ValueError:
-            return None
-        return value if isinstance(value, dict) else None
+        return lifecycle_of(self.headers)
 
     @property
     def cancelled(self) -> bool:
         """True once somebody asked this request to stop."""
         return self.token.cancelled
+
+
+def lifecycle_of(headers: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `headers` wish of the life of files (contract 4.2); None if absent or malformed."""
+    text = headers.get("x-fal-object-lifecycle-preference") or headers.get("x-fal-object-lifecycle")
+    try:
+        value = json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 _current: ContextVar[Request] = ContextVar("runner_request")

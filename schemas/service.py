@@ -17,6 +17,7 @@ from .queue import QueueStore
 from .request import Request
 from .response import Response
 from .settings import Settings
+from .storing import FileDepot
 
 Call = Callable[[Request, dict[str, Any]], Awaitable[Response]]
 Wrapper = Callable[[Call], Call]
@@ -38,14 +39,20 @@ class Answer(NamedTuple):
 
     answer: Callable[[Request], Response | Awaitable[Response]]
     endpoint: Endpoint | None = None
+    streams_in: bool = False
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """A path that a plugin answers: `answer` is called with the request, its body read."""
+    """A path that a plugin answers: `answer` is called with the request, its body read.
+
+    With `streams_in` the body is not read: `answer` reads it part by part from `request.stream`,
+    which ends at `max_file_bytes` instead of `max_body_bytes`.
+    """
 
     method: str
     path: str  # may hold {name} parts, found in `request.path_parameters`
     answer: Callable[[Request], Awaitable[Response] | Response]
+    streams_in: bool = False
 
 
 class RunningView(Protocol):
@@ -86,6 +93,16 @@ class ServiceView(Protocol):
     @property
     def lanes(self) -> Mapping[str, int]:
         """`places`, `running`, `waiting` and `ghosts` of the app's lane, as they are now."""
+        ...
+
+    @property
+    def depot(self) -> FileDepot | None:
+        """Where Files are fetched and kept; None when the plugin files is left out."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """Where this server listens, as far as it knows: what another machine must call may differ."""
         ...
 
     @property

@@ -43,6 +43,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     auth_key: Annotated[list[str], Meta(description="key that callers must show; may repeat; none: everybody may call")] = []
     fal_gateway: Annotated[int, Meta(ge=-1, le=65535, description="port of a local proxy for unchanged fal clients; 0 picks one; -1: none")] = -1
     health_seconds: Annotated[float, Meta(gt=0, description="seconds between checks of the app's health")] = 15
+    public_url: Annotated[str, Meta(pattern=r"^$|^https?://[^/?#\s]+[^?#\s]*$", description="address that callers see; default what each of them called")] = ""
+    max_file_bytes: Annotated[int, Meta(ge=1, description="largest file to fetch, to take as an upload or to unpack")] = 4 * 1024 * 1024 * 1024
+    max_stored_bytes: Annotated[int, Meta(ge=0, description="disk that stored files may take; 0 takes all but a reserve")] = 0
+    file_seconds: Annotated[float, Meta(ge=0, description="life of a stored file when its request wishes none; 0 is for ever")] = 7 * 24 * 3600
+    file_store: Annotated[str, Meta(pattern=r"^$|^s3://[^/\s]+(/\S*)?$", description="where files lie: s3://bucket/prefix; default below data-dir")] = ""
+    file_store_url: Annotated[str, Meta(pattern=r"^$|^https?://\S+$", description="address under which that bucket is public; default presigned URLs")] = ""
     stuck_seconds: Annotated[float, Meta(gt=0, description="after which cancelled work that does not leave has the process replaced")] = 30
     supervise: Annotated[bool, Meta(description="keep a parent that replaces the runner when it dies or falls ill")] = False
     listen_fd: Annotated[int, Meta(ge=-1, description="file descriptor of a socket that listens already; instead of host and port")] = -1
@@ -53,7 +59,10 @@ ACTIONS = {
     "openapi": "print the OpenAPI document and end",
     "check": "load the app, list its endpoints and plugins, and end",
 }
-EXAMPLES = {"port": "8000", "app_id": "local/my-app", "log_format": "json", "log_level": "info", "ready_fd": "3", "listen_fd": "3", "supervise": "true"}
+EXAMPLES = {
+    "port": "8000", "app_id": "local/my-app", "log_format": "json", "log_level": "info", "ready_fd": "3", "listen_fd": "3",
+    "supervise": "true", "file_store": "s3://my-bucket/files", "public_url": "https://models.example.com",
+}  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):

@@ -31,10 +31,10 @@ import pydantic
 import pytest
 import typing_extensions
 from runner.plugins import files as plugin
-from runner.plugins.files import Fetcher
+from runner.plugins.files import Audio, Depot, Fetcher, Image
 from runner.plugins.types import bind, describe, type_codec
 from runner.schemas.endpoint import Mark
-from runner.schemas.files import Audio, File, Image, Unfetchable, Video, checked_url, safe_name
+from runner.schemas.files import File, Unfetchable, Video, checked_url, safe_name
 from runner.schemas.problems import ConfigError, HTTPError, InvalidInput, RequestCancelled
 from runner.schemas.request import Request, enter_request
 from runner.schemas.settings import Settings
@@ -183,7 +183,8 @@ class Input(msgspec.Struct):
 def served(method: Any, *, allowed: Iterable[str] = ()) -> Callable[[Request], dict[str, Any]]:
     """A request to what `method` is called with, through the plugin's hooks, as the service will."""
     endpoint = describe(method, Mark(path="/"), owner="App")
-    service: Any = SimpleNamespace(settings=Settings(allow_private_hosts=list(allowed)))
+    settings = Settings(allow_private_hosts=list(allowed))
+    service: Any = SimpleNamespace(settings=settings, depot=Depot(plugin.file_store(settings), settings))
     bound = bind(endpoint, type_codec)  # type: ignore[arg-type]
     if (wrap := plugin.wrap_bind(endpoint, service)) is not None:
         bound = wrap(bound)
@@ -392,7 +393,7 @@ def test_endpoints_without_files_are_left_alone() -> None:
     def method(self: Any, input: Node, n: int = 1) -> None: ...
 
     endpoint = describe(method, Mark(path="/"), owner="App")
-    service: Any = SimpleNamespace(settings=Settings())
+    service: Any = SimpleNamespace(settings=Settings(), depot=None)
     assert plugin.wrap_call(endpoint, service) is None
     assert plugin.wrap_bind(endpoint, service) is None
 
@@ -431,7 +432,7 @@ def test_names_lose_what_means_something_to_a_file_system(name: str | None, kept
 
 
 def test_an_upload_shows_itself_as_a_data_uri_and_an_output_has_the_fields_of_fal() -> None:
-    image = Image.from_bytes(b"ab", file_name="x.png")
+    image = Image.received(b"ab", file_name="x.png")
 
     assert json.loads(type_codec(Image).encode(image)) == {  # type: ignore[union-attr]
         "url": "data:image/png;base64,YWI=", "content_type": "image/png", "file_name": "x.png", "file_size": 2, "width": None, "height": None,

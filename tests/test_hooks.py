@@ -84,6 +84,24 @@ def type_codec(type):
     if type.__name__ == "Money":
         return MoneyCodec()
 
+class Shelf:
+    def __init__(self): self.files = {}
+    def place(self, file): return runner.FilePlace(key="k", url="https://shelf.example/" + file.name, file=file)
+    def write(self, place): return Box(self.files, place)
+    def read(self, url): return None
+
+class Box:
+    def __init__(self, files, place): self.files, self.place, self.held = files, place, b""
+    def write(self, chunk): self.held += chunk
+    def commit(self): self.files[self.place.url] = self.held
+    def abort(self): pass
+
+@runner.hookimpl
+def file_store(settings):
+    global shelf
+    shelf = Shelf()
+    return shelf
+
 @runner.hookimpl
 def wrap_bind(endpoint, service):
     def wrap(bind):
@@ -170,6 +188,10 @@ def test_a_strangers_plugin_answers_every_hook(stranger: Path, tmp_path: Path) -
     def money(self, amount: stranger.Money) -> stranger.Money:
         print("heard")
         return stranger.Money(amount.cents * 2)
+    @runner.endpoint("/file")
+    def file(self) -> list:
+        file = runner.File.from_bytes(b"on the shelf", file_name="a.txt")
+        return [file.url, stranger.shelf.files[file.url].decode()]
     def teardown(self):
         assert (False, "stdout", "heard") in stranger.heard
         assert (True, "stdout", "entered") in stranger.heard
@@ -187,6 +209,9 @@ class Foreign:
         assert served.post("/?name=odd").status_code == 410
         assert served.post("/under/?name=me").headers["x-wrapped"] == "/"
         assert served.post("/money?amount=21").json() == 42
+        assert served.post("/file").json() == ["https://shelf.example/a.txt", "on the shelf"]
+        assert served.post("/files", content=b"x", headers={"x-fal-file-name": "b.txt"}).json()["url"] == "https://shelf.example/b.txt"
+        assert served.get("/files/x/y").status_code == 404
         assert served.post("/", headers={"x-stop": "1"}).status_code == 402
         assert served.get("/greet/you").text == "hello you"
         assert served.get("/health/live").text == "mine"
@@ -201,7 +226,7 @@ class Foreign:
     assert said[0] == "entered"
     assert said[-2:] == ["teardown", "left"]
     (listed,) = served.events("plugins.loaded")
-    assert any(line.startswith("stranger 1.2.3 (describe_app, health_checks, intercept_requests") for line in listed["plugins"])
+    assert any(line.startswith("stranger 1.2.3 (describe_app, file_store, health_checks, intercept_requests") for line in listed["plugins"])
 
 
 def test_the_stranger_answers_all_hooks_that_there_are(stranger: Path) -> None:

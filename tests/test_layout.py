@@ -25,9 +25,6 @@ FLOORS = {
 }
 
 
-LATE = {"runner.schemas.files": {"PIL"}}  # imported by the method whose result it is
-
-
 def modules() -> Iterator[tuple[str, Path]]:
     yield "runner", HOUSE / "runner.py"
     for folder in ("schemas", "plugins"):
@@ -81,6 +78,6 @@ def test_the_lowest_floor_needs_the_standard_library_and_msgspec_only() -> None:
     allowed = {*sys.stdlib_module_names, "msgspec", "runner"}
     for module, file in modules():
         if floor(module) == 0:
-            strange = {name.partition(".")[0] for name in imports(module, file)} - allowed - LATE.get(module, set())
+            strange = {name.partition(".")[0] for name in imports(module, file)} - allowed
             assert not strange, f"{module} imports {strange}"
 

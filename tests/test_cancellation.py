@@ -183,6 +183,28 @@ async def test_a_swallowed_cancel_is_counted_and_sent_again(worker: Worker) -> N
     assert call.swallowed == 1
 
 
+async def test_a_cancel_that_lands_in_a_destructor_is_not_the_authors_fault(worker: Worker) -> None:
+    class Last:
+        def __del__(self) -> None:
+            checkpoint()
+
+    def work(begun: Begun) -> None:
+        begun()
+        last = Last()
+        with shield():
+            while not call_of_this_thread().token.cancelled:
+                pass
+            abs(-1)
+            call_of_this_thread().shields -= 1  # as if the block were over
+            del last
+            call_of_this_thread().shields += 1
+
+    call = await stop_once_begun(worker, work)
+
+    assert isinstance(call.error, RequestCancelled)
+    assert call.swallowed == 0
+
+
 async def test_work_that_swallows_its_cancel_and_returns_keeps_its_value(worker: Worker) -> None:
     def work(begun: Begun) -> str:
         with contextlib.suppress(BaseException):

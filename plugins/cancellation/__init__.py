@@ -12,6 +12,7 @@ loop is stopped by the request's anyio scope. Work in a lane's thread is a `Call
     edges.py        a layer: loops, Python 3.12+
     landing.py      where an asynchronous exception may land: the layer for all the rest
     threads.py      what the work started is stopped too
+    lost.py         what lands where nobody can be told
     closing.py      frames, torch's state, the place: as before
     here.py         what authors call
 
@@ -26,6 +27,7 @@ from .anyio_thread import current_scope, joined
 from .call import FLOOR, Call
 from .edges import edges
 from .here import checkpoint, shield
+from .lost import lost
 from .modules import boundary
 from .threads import inheritance
 from .token import Token
@@ -68,10 +70,12 @@ class _Installed:
             boundary.look_for_torch()
             edges.install(FLOOR)
             inheritance.install()
+            lost.install()
 
     def uninstall(self) -> None:
         self._services -= 1
         if self._services == 0:
+            lost.remove()
             inheritance.remove()
             edges.remove()
             boundary.remove()

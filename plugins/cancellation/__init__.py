@@ -11,6 +11,7 @@ loop is stopped by the request's anyio scope. Work in a lane's thread is a `Call
     modules.py      a layer: `nn.Module` calls
     edges.py        a layer: loops, Python 3.12+
     landing.py      where an asynchronous exception may land: the layer for all the rest
+    governor.py     a GPU's queue, kept short
     threads.py      what the work started is stopped too
     lost.py         what lands where nobody can be told
     closing.py      frames, torch's state, the place: as before

@@ -9,6 +9,7 @@ loop is stopped by the request's anyio scope. Work in a lane's thread is a `Call
     call.py         the window in which a thread can be stopped, without a race at either end
     unwinding.py     which layer stops it, by where the thread is
     modules.py      a layer: `nn.Module` calls
+    waits.py        a layer: queues, events, futures
     edges.py        a layer: loops, Python 3.12+
     landing.py      where an asynchronous exception may land: the layer for all the rest
     governor.py     a GPU's queue, kept short
@@ -33,6 +34,7 @@ from .modules import boundary
 from .threads import inheritance
 from .token import Token
 from .unwinding import LIMITS, Limits, arm, unwind
+from .waits import waits
 
 __all__ = [
     "LIMITS",
@@ -72,10 +74,12 @@ class _Installed:
             edges.install(FLOOR)
             inheritance.install()
             lost.install()
+            waits.install()
 
     def uninstall(self) -> None:
         self._services -= 1
         if self._services == 0:
+            waits.remove()
             lost.remove()
             inheritance.remove()
             edges.remove()

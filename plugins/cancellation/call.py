@@ -66,6 +66,7 @@ class Call:
         self.shields = 0  # depth of `shield()`; nothing is raised above 0
         self.raised = 0  # cancels raised in the thread, by whichever layer
         self.raised_by = "returned"
+        self.waits_on: threading.Condition | None = None  # while the thread waits for one
         self.sent = 0  # asynchronous exceptions set
         self.pending = False  # one is set and not delivered yet
         self.disturb = False  # the time for clean-up is over

@@ -58,7 +58,7 @@ class Boundary:
         plain = _replacement(self._original, self._is_compiling, self.unwinding)
         self._put(_counting(plain, self._is_compiling, governor.count))
         graph = getattr(sys.modules["torch"].cuda, "CUDAGraph", None)
-        if hasattr(graph, "capture_begin"):
+        if hasattr(graph, "capture_begin") and not self._undo:
             self._undo.append(shield_captures(graph))
 
     def _put(self, replacement: Callable[..., Any]) -> None:

@@ -58,6 +58,7 @@ class Call:
         self.layer = "returned"
         self.swallowed = 0
         self.retire = False
+        self.bytes_left = 0  # on the GPU after a cancel, more than before; of all threads together
         self.children: set[Call] = set()  # in threads that the work started
         self.lock = threading.Lock()  # owned for moments, by `send` and by the end of `invoke`
         self.phase = NEW
@@ -65,6 +66,7 @@ class Call:
         self.shields = 0  # depth of `shield()`; nothing is raised above 0
         self.raised = 0  # cancels raised in the thread, by whichever layer
         self.raised_by = "returned"
+        self.waits_on: threading.Condition | None = None  # while the thread waits for one
         self.sent = 0  # asynchronous exceptions set
         self.pending = False  # one is set and not delivered yet
         self.disturb = False  # the time for clean-up is over

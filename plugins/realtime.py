@@ -48,6 +48,7 @@ class Wire:
         self.scope, self.receive, self._send = scope, receive, send
         self._id = (b"x-fal-request-id", request_id.encode("latin-1"))
         self.endpoint: Endpoint | None = None
+        self.route = ""
         self.accepted = self.closed = self.gone = False
         self.status = 0  # of the handshake; once a session fails, that of its error
         self.error_type: str | None = None

@@ -73,6 +73,7 @@ from .storing import (
     lifetime_of,
     safe_media_type,
     store_file,
+    store_output,
     type_and_name,
 )
 from .websocket import WebSocket, WebSocketDisconnect, WebSocketState
@@ -89,5 +90,5 @@ __all__ = [
     "advance_job", "as_sse", "check_path", "checked_url", "compiled", "content_disposition", "current_request",
     "decode_data_uri", "depot_of", "derive_alias", "enter_depot", "file_chunks", "is_data", "is_starlette",
     "json_response", "lifetime_of", "printable", "read_options", "safe_media_type", "safe_name", "stopped_problem",
-    "store_file", "type_and_name",
+    "store_file", "store_output", "type_and_name",
 ]  # fmt: skip

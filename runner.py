@@ -43,14 +43,15 @@ if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` to
 
 from runner.plugins.bodies import Disconnected, Stream, lingering, read_body
 from runner.plugins.calling import make_call
-from runner.plugins.cancellation import Token, checkpoint, shield
-from runner.plugins.eventlog import EventLogs
+from runner.plugins.cancellation import Limits, Token, checkpoint, shield
+from runner.plugins.eventlog import EventLog, EventLogs
 from runner.plugins.files import Audio, CompressedFile, Depot, Image
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.lanes import Lane
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
 from runner.plugins.progress import preview, progress
-from runner.plugins.realtime import Limits, Open, Talk, Wire, make_talk
+from runner.plugins.realtime import Limits as SocketLimits
+from runner.plugins.realtime import Open, Talk, Wire, make_talk
 from runner.plugins.registry import ask, list_plugins, load_plugins
 from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
@@ -61,6 +62,7 @@ from runner.schemas.asgi import Receive, Scope, Send
 from runner.schemas.codec import Codec
 from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, Retry, check_path, realtime_mode
 from runner.schemas.events import Finished, OnOutput
+from runner.schemas.exits import STUCK, WRONG_SETTING
 from runner.schemas.health import Health, HealthCheck, State
 from runner.schemas.names import *  # noqa: F403 # all that plugins need of the lowest floor
 from runner.schemas.problems import (
@@ -81,7 +83,8 @@ from runner.schemas.settings import Settings, read_settings
 
 __all__ = [
     *names.__all__,
-    "App", "Audio", "CompressedFile", "Header", "Image", "Service", "asgi", "assemble", "checkpoint", "describe_app", "endpoint", "hookimpl",
+    "App", "Audio", "CompressedFile", "EventLog", "Header", "Image", "Service", "asgi", "assemble", "checkpoint",
+    "describe_app", "endpoint", "hookimpl",
     "main", "preview", "progress", "realtime", "shield",
 ]  # fmt: skip
 
@@ -329,8 +332,9 @@ class Service:
         stores = ask(plugins, "file_store", settings=settings)
         self.depot = Depot(stores[-1], settings, lambda: self.url) if stores else None
         self.instance = app.make()
-        self.lane = Lane(app.options.max_multiplexing, settings.max_queued_requests)
-        self.aside = Lane(ASIDE_PLACES, settings.max_queued_requests, name="aside")
+        limits = Limits(quarantine_seconds=settings.stuck_seconds / 3, replace_seconds=settings.stuck_seconds)
+        self.lane = Lane(app.options.max_multiplexing, settings.max_queued_requests, limits=limits)
+        self.aside = Lane(ASIDE_PLACES, settings.max_queued_requests, name="aside", limits=limits)
         self.running_now = Running(app.options.cancel_grace_seconds)
         self.routes: Routes[Answer] = Routes()
         self.sockets: Routes[tuple[Endpoint, Open]] = Routes()
@@ -391,7 +395,7 @@ class Service:
 
     def talk_of(self, endpoint: Endpoint) -> Open:
         """What serves sockets of `endpoint`, frozen."""
-        limits = Limits(self.settings.max_message_bytes, self.settings.max_messages_per_second)
+        limits = SocketLimits(self.settings.max_message_bytes, self.settings.max_messages_per_second)
         timeout = endpoint.timeout or self.app.options.request_timeout
         return make_talk(endpoint, getattr(self.instance, endpoint.name), self.codec, self.lane, timeout, limits)
 
@@ -592,6 +596,7 @@ class Service:
         for lane in (self.lane, self.aside):
             lane.open()
             lane.on_ghost = self._haunted
+            lane.on_replace = self._stuck
         async with AsyncExitStack() as contexts:
             for context in ask(self.plugins, "lifespan", service=self):
                 await contexts.enter_async_context(context)
@@ -602,6 +607,9 @@ class Service:
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._tear_down(setting_up)
+
+    def _stuck(self) -> None:
+        self.health.replace(STUCK, "cancelled work did not leave its thread")
 
     def _haunted(self) -> None:
         """A thread outlived its cancel bound, or came back: not ready meanwhile."""
@@ -744,6 +752,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve one app as the arguments say. Returns the exit code: 2 for a wrong setting or class."""
     try:
         target, settings, action = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ, Path.cwd())
+        if settings.supervise and settings.listen_fd < 0 and action is None:
+            importlib.import_module("runner.plugins.server").supervise(settings)
         _configure_logging(settings)
         prepare_path(target, settings.app_dir, HOUSE)
         start_spawned_children_with(__file__)
@@ -757,11 +767,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _print_openapi(service)
         if action == "check":
             return _print_check(service)
-        server = importlib.import_module("runner.plugins.server")
-        return int(server.run(service, settings))
+        return int(importlib.import_module("runner.plugins.server").run(service, settings))
     except ConfigError as error:
         sys.stderr.write(f"runner: {error}\n")
-        return 2
+        return WRONG_SETTING
 
 
 def _configure_logging(settings: Settings) -> None:

@@ -24,6 +24,7 @@ import structlog
 
 from ..schemas.asgi import Message, Scope
 from ..schemas.endpoint import Endpoint
+from ..schemas.exits import UNHEALTHY
 from ..schemas.health import HealthCheck, State
 from ..schemas.request import Request
 from ..schemas.response import Response, json_response
@@ -151,6 +152,8 @@ class Checkup:
         self._failures[cause] += 1
         if self._failures[cause] >= threshold:
             self._service.health.ail(cause, f"{cause}: {wrong}")
+            if self._service.settings.listen_fd >= 0:  # somebody stands ready to start another
+                self._service.health.replace(UNHEALTHY, f"{cause}: {wrong}")
 
     async def _outcome(self, check: Check) -> str | None:
         try:

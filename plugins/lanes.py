@@ -34,7 +34,18 @@ import structlog
 from ..schemas.events import Stopped
 from ..schemas.problems import ServerError
 from ..schemas.request import Request
-from .cancellation import Call, Token, arm, current_scope, install, joined, uninstall, unwind
+from .cancellation import (
+    LIMITS,
+    Call,
+    Limits,
+    Token,
+    arm,
+    current_scope,
+    install,
+    joined,
+    uninstall,
+    unwind,
+)
 
 log = structlog.get_logger("runner.lanes")
 
@@ -177,8 +188,8 @@ class Job:
 class Lane:
     """The places of one app. Made by the service, opened on its loop, closed after teardown."""
 
-    def __init__(self, places: int, longest_line: int, *, name: str = "lane") -> None:
-        self.places, self.longest_line, self.name = places, longest_line, name
+    def __init__(self, places: int, longest_line: int, *, name: str = "lane", limits: Limits = LIMITS) -> None:
+        self.places, self.longest_line, self.name, self.limits = places, longest_line, name, limits
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment] # set by `open`
         self.ghosts = 0  # places whose thread outlived its cancel bound
         self._lock = threading.Lock()  # guards what follows, down to `_in_a_row`
@@ -403,7 +414,7 @@ class Lane:
     def _unwind(self, job: Job) -> None:
         if job.out is None:
             job.out = asyncio.Event()
-        arm(job.call)
+        arm(job.call, self.limits)
         self._keep(self._see_out(job, job.out))
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
@@ -412,7 +423,7 @@ class Lane:
         task.add_done_callback(self._tasks.discard)
 
     async def _see_out(self, job: Job, out: asyncio.Event) -> None:
-        await unwind(job.call, out, on_ghost=self._haunt, on_replace=self._give_up)
+        await unwind(job.call, out, self.limits, on_ghost=self._haunt, on_replace=self._give_up)
         if job.call.layer == "ghost":
             log.warning("lane.ghost_gone", request_id=job.request.id, seconds=round(job.ended - job.token.at, 3))
             self._count_ghosts(-1)

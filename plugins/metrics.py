@@ -30,6 +30,7 @@ from .hookspecs import hookimpl
 log = structlog.get_logger("runner.metrics")
 
 COUNT_SECONDS = 1.0  # at most so late is a request counted
+UNCOUNTED = 1000  # finished requests that may pile up before anybody has read
 LAG_SECONDS = 0.25  # between looks at how late the event loop is
 CANCEL_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 600)
@@ -44,14 +45,14 @@ class Plugin:
         self._finished: deque[Finished] = deque()  # not counted yet
         self._meter: Meter | None = None  # made when first read: prometheus_client takes 30 ms to import
         self._service: ServiceView | None = None
-        self._lag = self._worst_lag = 0.0  # seconds
+        self._worst_lag = 0.0  # seconds, since the last reading
 
     @hookimpl
     def register_routes(self, service: ServiceView) -> list[Route]:
         self._service = service
 
         def answer(request: Request) -> Response:
-            body, media_type = self.meter.text()
+            body, media_type = self._read()
             return Response(body, media_type=media_type)
 
         return [Route(method="GET", path="/metrics", answer=answer)]
@@ -64,16 +65,18 @@ class Plugin:
     def lifespan(self, service: ServiceView) -> AbstractAsyncContextManager[None]:
         return self._counting(service)
 
-    @property
-    def meter(self) -> Meter:
-        """The meter, up to date."""
+    def _made(self) -> Meter:
         if self._meter is None:
             assert self._service is not None
             self._meter = Meter(self._service)
-        self._meter.count(self._finished)
-        self._meter.loop_lag.set(max(self._lag, self._worst_lag))
-        self._worst_lag = 0.0
         return self._meter
+
+    def _read(self) -> tuple[bytes, str]:
+        meter = self._made()
+        meter.count(self._finished)
+        meter.loop_lag.set(self._worst_lag)
+        self._worst_lag = 0.0
+        return meter.text()
 
     @asynccontextmanager
     async def _counting(self, service: ServiceView) -> AsyncIterator[None]:
@@ -95,7 +98,7 @@ class Plugin:
         import prometheus_client
 
         try:
-            listener = prometheus_client.start_http_server(port, addr=host, registry=self.meter.registry)
+            listener = prometheus_client.start_http_server(port, addr=host, registry=self._made().registry)
         except OSError as error:
             raise ConfigError(f"metrics_port {port}: {error.strerror}; choose a free one, for example metrics_port = 9091") from None
         log.info("metrics.listening", url=f"http://{host}:{port}/metrics")
@@ -108,11 +111,10 @@ class Plugin:
             due = time.perf_counter() + LAG_SECONDS
             await asyncio.sleep(LAG_SECONDS)
             now = time.perf_counter()
-            self._lag = max(0.0, now - due)
-            self._worst_lag = max(self._worst_lag, self._lag)
-            if self._meter is not None and now > count_at:
+            self._worst_lag = max(self._worst_lag, now - due)
+            if now > count_at and (self._meter is not None or len(self._finished) > UNCOUNTED):
                 count_at = now + COUNT_SECONDS
-                self._meter.count(self._finished)
+                self._made().count(self._finished)
 
 
 class Meter:

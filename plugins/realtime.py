@@ -34,7 +34,7 @@ from .lanes import Lane
 from .streaming import Pipe, Source, run_in_thread
 
 WAITING_BYTES = 2  # times the largest message: more input than that is not read yet
-LEAVE_SECONDS = 1.0  # for a raw endpoint to notice by itself that its client left
+LEAVE_SECONDS = 0.5  # for a raw endpoint to notice by itself that its client left
 TOO_BIG, FAILED_CODE, STOPPED_CODE = 1009, 1011, 1012
 
 Frame = bytes | str
@@ -305,8 +305,11 @@ class Session:
         pace = Pace(limits.messages_per_second)
         while True:
             try:
-                async with asyncio.timeout(idle):
+                if idle is None:
                     message = await self.wire.receive()
+                else:
+                    async with asyncio.timeout(idle):
+                        message = await self.wire.receive()
             except TimeoutError:
                 self._scope.deadline = anyio.current_time() + (idle or 0)
                 return self._end("idle")
@@ -449,29 +452,35 @@ class Pace:
 
 
 class Raw:
-    """A socket that the author's method drives itself."""
+    """A socket that the author's method drives itself.
+
+    The method reads the socket when it asks for a message. While it does something else, somebody
+    has to listen for the client's leaving: now and then one message is read ahead.
+    """
 
     def __init__(self, kind: type, method: Method, lane: Lane, request: Request, wire: Wire, hangup: Hangup) -> None:
         self._kind, self._method, self._lane = kind, method, lane
         self._request, self._wire, self._hangup = request, wire, hangup
-        self._messages: asyncio.Queue[Message] = asyncio.Queue(16)  # as many as servers keep themselves
+        self._listens = False
+        self._ahead: asyncio.Future[Message] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> str:
         wire, request = self._wire, self._request
-        reader = asyncio.get_running_loop().create_task(self._read())
         scope = {**wire.scope, "path": request.path, "path_params": dict(request.path_parameters)}
         make: Any = self._kind if is_starlette(self._kind, "WebSocket") else WebSocket
+        place = await self._lane.hold(request)
+        self._look()
         try:
-            place = await self._lane.hold(request)
-            try:
-                await self._method(make(scope, self._messages.get, wire.send))
-            finally:
-                self._lane.release(place)
+            await self._method(make(scope, self._receive, wire.send))
         except Exception as error:
             if not is_disconnect(error):
                 raise
         finally:
-            reader.cancel()
+            self._lane.release(place)
+            for waiting in (self._timer, self._ahead):
+                if waiting is not None:
+                    waiting.cancel()
         if wire.gone:
             return "client"
         if not wire.closed:
@@ -481,17 +490,30 @@ class Raw:
     def wind_up(self) -> None:
         """Nothing: only the author knows how to end it early. At the end of the grace period it is cancelled."""
 
-    async def _read(self) -> None:
-        """Bring messages to the method, and the news that its client left also when it does not listen."""
-        while True:
-            message = await self._wire.receive()
-            if message["type"] == "websocket.disconnect":
-                self._wire.gone = True
-                if not self._messages.full():
-                    self._messages.put_nowait(message)
-                    await asyncio.sleep(LEAVE_SECONDS)
-                return self._hangup()
-            await self._messages.put(message)
+    async def _receive(self) -> Message:
+        """What the method is given as `receive`."""
+        self._listens = True
+        try:
+            if (ahead := self._ahead) is not None:
+                message = await asyncio.shield(ahead)  # who gives up waiting loses no message
+                self._ahead = None
+            else:
+                message = await self._wire.receive()
+        finally:
+            self._listens = False
+        if message["type"] == "websocket.disconnect":
+            self._wire.gone = True
+        return message
+
+    def _look(self) -> None:
+        """Every half second: listen in the method's place when it does not; stop it once its client has left."""
+        loop = asyncio.get_running_loop()
+        if self._ahead is None and not self._listens:
+            self._ahead = asyncio.ensure_future(self._wire.receive())
+        elif self._ahead is not None and self._ahead.done() and self._ahead.result()["type"] == "websocket.disconnect":
+            self._wire.gone = True
+            return self._hangup()
+        self._timer = loop.call_later(LEAVE_SECONDS, self._look)
 
 
 def is_disconnect(error: Exception) -> bool:

@@ -24,7 +24,10 @@ from . import hookspecs
 # In order of registration: the first is asked first where order counts, and of two that answer
 # the same path the later one wins. `--no-plugin NAME` leaves one out.
 
-BUILT_IN = ("types", "files", "s3", "cors", "fal", "queue", "health", "openapi", "events", "metrics", "observability")
+BUILT_IN = (
+    "types", "files", "s3", "cors", "keys", "fal", "queue", "health", "openapi", "events", "progress", "metrics",
+    "observability",
+)  # fmt: skip
 
 
 def load_plugins(settings: Settings) -> pluggy.PluginManager:

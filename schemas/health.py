@@ -39,6 +39,8 @@ class Health:
         self._ailments: dict[str, str] = {}  # what is wrong, by its cause
         self._listeners: list[Callable[[State], None]] = []
         self._suspicious: list[Callable[[], None]] = []
+        self._ends: list[Callable[[], None]] = []
+        self.exit_code: int | None = None  # set when the process shall be replaced
 
     def become(self, state: State, reason: str | None = None) -> bool:
         """Move to `state` if the table allows it from here; return whether it did."""
@@ -73,6 +75,18 @@ class Health:
         """Somebody wants the app checked now, and one failure to count."""
         for listener in self._suspicious:
             listener()
+
+    def replace(self, exit_code: int, reason: str) -> None:
+        """The process is beyond help: it shall end with `exit_code`, for another to take its place."""
+        if self.exit_code is None:
+            self.exit_code = exit_code
+            self.ail("replacement", reason)
+            for listener in self._ends:
+                listener()
+
+    def watch_replacement(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when the process shall be replaced."""
+        self._ends.append(listener)
 
     def watch(self, listener: Callable[[State], None]) -> None:
         """Call `listener` with every new state."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 from .asgi import Scope
 
@@ -81,6 +81,13 @@ class Request:
         self.begin: Callable[[], Awaitable[None]] | None = None
         self.from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
         self.log: Any = None  # its EventLog, for requests that keep one
+
+    def send_on(self, path: str, query: str) -> None:
+        """Let another path of this server answer. For interceptors: nothing is routed yet."""
+        full, raw_query = self.scope.get("root_path", "") + path, query.encode("latin-1", "replace")
+        self.scope = {**self.scope, "path": full, "raw_path": quote(full).encode(), "query_string": raw_query}
+        self.path = path
+        self.__dict__.pop("query", None)
 
     @property
     def request_id(self) -> str | None:

@@ -67,7 +67,8 @@ class Runner:
 
     @property
     def log(self) -> str:
-        return "\n".join(line["text"] if line["event"] == "raw" else json.dumps(line) for line in self.lines)
+        """Its last lines, for a test that fails."""
+        return "\n".join(line["text"] if line["event"] == "raw" else json.dumps(line) for line in self.lines[-60:])
 
     @property
     def url(self) -> str:

@@ -80,7 +80,7 @@ def test_the_plugin_answers_its_hooks_as_they_are_specified() -> None:
 
     plugins.check_pending()
     assert {hook.name for hook in plugins.get_hookcallers(fal_plugin) or ()} == {
-        "describe_app", "lifespan", "map_error", "mount_app", "provide_modules", "response_headers",
+        "describe_app", "intercept_requests", "lifespan", "map_error", "mount_app", "provide_modules", "response_headers",
     }  # fmt: skip
 
 

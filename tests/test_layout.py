@@ -14,10 +14,12 @@ FLOORS = {
     "runner.schemas": 0,
     "runner.plugins.hookspecs": 1,
     "runner.plugins.cancellation": 2,
+    "runner.plugins.addresses": 2,
     "runner.plugins.eventlog": 2,
     "runner.plugins.registry": 2,
     "runner.plugins.lanes": 3,
     "runner.plugins.streaming": 4,
+    "runner.plugins.websocket": 4,
     "runner.plugins": 5,
     "runner": 6,
 }

@@ -123,7 +123,7 @@ class Jobs(RuleBasedStateMachine):
         self.seen_ended: dict[str, tuple[JobState, int]] = {}
         self.lost: set[str] = set()  # ran when a process died, and may not run twice
         self.cancelled: set[str] = set()  # told so while they waited
-        self.process: AsyncExitStack | None = None
+        self.processes: list[AsyncExitStack] = []  # the last one lives
         self.start()
 
     # --- a process, and how it ends
@@ -131,8 +131,8 @@ class Jobs(RuleBasedStateMachine):
     def start(self) -> None:
         self.service, self.store = Service(), MemoryStore(self.disk)
         self.dispatcher = Dispatcher(cast(ServiceView, self.service), self.store, clock=self.loop.time)
-        self.process = AsyncExitStack()
-        self.run(self.process.enter_async_context(self.dispatcher.running()))
+        self.processes.append(AsyncExitStack())
+        self.run(self.processes[-1].enter_async_context(self.dispatcher.running()))
         self.settle()
 
     def run(self, work: Any) -> Any:
@@ -169,8 +169,7 @@ class Jobs(RuleBasedStateMachine):
         for run in list(self.service.runs.values()):
             run.request.token.cancel("draining")
         self.settle()
-        assert self.process is not None
-        self.run(self.process.aclose())
+        self.run(self.processes[-1].aclose())
         assert not [job for job in self.disk.jobs.values() if job.state is JobState.RUNNING]
         self.start()
 
@@ -274,8 +273,8 @@ class Jobs(RuleBasedStateMachine):
                 run.status = 200
                 run.ended.set()
             self.pass_time(100.0)
-        assert self.process is not None
-        self.run(self.process.aclose())
+        self.run(self.processes[-1].aclose())
+        self.run(self.loop.shutdown_asyncgens())
         self.loop.close()
 
         ends = sorted(id for id, change in self.disk.changes if change.outcome is not None)

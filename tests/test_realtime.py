@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,11 @@ def receive(socket: ClientConnection) -> Any:
 
 def until_closed(socket: ClientConnection) -> tuple[list[Any], int]:
     """All that still comes, and the code it ends with."""
-    got = []
-    try:
+    got: list[Any] = []
+    with suppress(ConnectionClosed):
         while True:
             got.append(receive(socket))
-    except ConnectionClosed as closed:
-        assert closed.rcvd is not None
-        return got, closed.rcvd.code
+    return got, socket.close_code or 0
 
 
 def failed(reason: str) -> dict[str, str]:
@@ -162,7 +161,7 @@ def test_check_43_of_the_inputs_that_wait_only_the_newest_are_kept(talks: Runner
         for n in range(1, 6):
             send(socket, n=n)
         assert socket.ping().wait(GUARD_SECONDS)  # all were read
-        talks.post("/open")
+        talks.post("/open?what=async")
         first, second = receive(socket), receive(socket)
 
     assert (first["n"], second["n"]) == (0, 5)
@@ -173,7 +172,7 @@ def test_without_a_limit_every_input_that_waits_is_kept(talks: Runner) -> None:
         send(socket, n=0)
         for n in range(1, 6):
             send(socket, n=n)
-        talks.post("/open")
+        talks.post("/open?what=async")
 
         assert [receive(socket)["n"] for _ in range(6)] == list(range(6))
 
@@ -293,7 +292,6 @@ def test_behaviour_36_ten_clients_that_vanish_leave_nothing_behind() -> None:
                         send(socket, n=1)
                     vanish(socket)
                 runner.wait_for("request.finished", method="WS", times=count)
-            runner.post("/open")
             return descriptors()
 
         first, *later = [all_ten() for _ in range(3)]

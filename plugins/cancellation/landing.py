@@ -17,10 +17,12 @@ present instruction to that check. Refused are landings
 from __future__ import annotations
 
 import dis
+import sys
 import sysconfig
 import threading
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 STANDARD_LIBRARY = str(Path(sysconfig.get_path("stdlib")))
 OURS = str(Path(__file__).parents[1])  # plugins/: the lanes and all that an author's code calls of us
@@ -42,6 +44,7 @@ NEVER_IN_PARTS = (
     "/torch/_dynamo/", "/torch/_inductor/", "/torch/cuda/graphs.py", "/torch/autograd/grad_mode.py",
     "/torch/amp/autocast_mode.py", "/torch/utils/_contextlib.py", "/torch/overrides.py",
     "/torch/utils/_python_dispatch.py", "/torch/utils/_device.py",
+    "<string>",  # generated: short, and the guards of compiled code are among it
 )  # fmt: skip
 NEVER_NAMED = frozenset({"__enter__", "__exit__", "__aenter__", "__aexit__", "__del__", "acquire", "release", "__set_name__", "__init_subclass__"})
 TAKES_OR_FREES = frozenset({
@@ -56,6 +59,8 @@ _THREAD_RUN = threading.Thread.run.__code__
 
 def is_safe(frame: FrameType, floor: CodeType, *, into_cleanup: bool = False) -> bool:
     """Whether an exception set now lands well. Frames from `floor` on are not looked at."""
+    if _compiled_code_is_about() and not _reading(frame.f_code).is_check(frame.f_lasti):
+        return False
     lands: bool | None = None  # None: in a caller of the frames seen so far
     at_top = True
     while True:
@@ -74,6 +79,19 @@ def is_safe(frame: FrameType, floor: CodeType, *, into_cleanup: bool = False) ->
         if frame.f_back is None:
             return False
         at_top, frame = False, frame.f_back
+
+
+def _compiled_code_is_about() -> bool:
+    """Whether anything was compiled by torch in this process.
+
+    A compiled function checks its guards before its first instruction, some of them in Python. An
+    exception that lands there is taken for a guard that failed: it is lost, and all is compiled
+    again. So then only a thread that is at a check already is sent one, for there it lands.
+    """
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    # By backend; None stands for functions that were marked as not to be compiled.
+    backends: Any = getattr(dynamo, "cached_backends", None)
+    return bool(backends) and any(backend is not None for backend in backends.values())
 
 
 def may_raise_in(frame: FrameType, floor: CodeType, *, into_cleanup: bool = False) -> bool:
@@ -157,6 +175,10 @@ class _Reading:
 
     def is_finally(self, offset: int) -> bool:
         return self._at(offset) in self.finallies
+
+    def is_check(self, offset: int) -> bool:
+        name = self.instructions[self._at(offset)].opname
+        return name in CALLS or name in CHECKS
 
     def _at(self, offset: int) -> int:
         """The index of the instruction at `offset`, which may lie in its caches."""

@@ -3,6 +3,7 @@
     where the thread is                          who stops it             looked at again after
     ------------------------------------------   ----------------------   ---------------------
     outside the window, or in `shield()`         nobody: it is leaving    5 ms
+    waiting for a queue, event, future           we wake it               2 ms
     inside a module call, for the first 2 ms     the module boundary      what is left of these
     in a loop, Python 3.12+, for 20 ms           the loop's edge          2 ms
     where an exception lands well                an exception, sent       10 ms
@@ -27,6 +28,7 @@ import msgspec
 from .call import FLOOR, Call
 from .edges import edges
 from .modules import boundary
+from .waits import waits
 
 SWITCH_SECONDS = 0.0005  # how long another thread may keep the GIL while somebody is being stopped
 
@@ -69,6 +71,8 @@ class Pursuit:
         frame = call.frame()
         if frame is None or call.shields:
             return 0.005
+        if waits.wake(call):
+            return 0.002
         elapsed = time.perf_counter() - self.started
         if elapsed < self.limits.module_seconds and boundary.is_on_stack(frame, FLOOR):
             return self.limits.module_seconds - elapsed

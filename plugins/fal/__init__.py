@@ -26,9 +26,10 @@ from ..hookspecs import hookimpl
 from .errors import answer_to
 from .installed import describe_fal_app
 from .modules import build_modules
+from .proxy import make_proxy
 from .repositories import own_repositories
 
-__all__ = ["describe_app", "lifespan", "map_error", "mount_app", "provide_modules", "response_headers"]
+__all__ = ["describe_app", "intercept_requests", "lifespan", "map_error", "mount_app", "provide_modules", "response_headers"]
 
 log = logging.getLogger("runner.fal")
 
@@ -50,6 +51,11 @@ def describe_app(target: type) -> AppSpec | None:
 @hookimpl
 def map_error(service: ServiceView) -> Callable[[BaseException], Response | None]:
     return answer_to
+
+
+@hookimpl
+def intercept_requests(service: ServiceView) -> Callable[[Request], Response | None]:
+    return make_proxy()
 
 
 @hookimpl

@@ -28,7 +28,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from ...schemas.files import Content, Unfetchable, checked_url, is_data, safe_name
 from ...schemas.problems import HTTPError, RequestCancelled
 from ...schemas.storing import PLAIN_ERRAND, Errand
-from .addresses import addresses_of, canonical_host, host_and_port, is_address, is_public
+from ..addresses import addresses_of, canonical_host, host_and_port, is_address, is_public
 from .headers import decoded, essence_of, parameters
 
 T = TypeVar("T")

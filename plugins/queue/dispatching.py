@@ -100,7 +100,8 @@ class Dispatcher:
         self._opening = anyio.Lock()
         self._is_open = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.on_over: Callable[[Job], object] = lambda job: None
+        self.on_open: Callable[[], object] = lambda: None  # told when the store is open
+        self.on_over: Callable[[Job], object] = lambda job: None  # told of every end
         self.counts = dict.fromkeys(sorted(ENDS), 0)  # how jobs ended, since the start
 
     # --- from start to stop
@@ -138,6 +139,7 @@ class Dispatcher:
                 await self._recover(jobs)
                 self._is_open = True
                 self._keep(self._sweep_now_and_then())
+                self.on_open()
         self._dispatch()
 
     @property

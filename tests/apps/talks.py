@@ -50,9 +50,8 @@ class Talks(runner.App):
         self.async_gate = asyncio.Event()
 
     @runner.endpoint("/open", health_check=runner.HealthCheck(call_regularly=False))
-    async def open_gate(self) -> None:
-        self.gate.set()
-        self.async_gate.set()
+    async def open_gate(self, what: str = "sync") -> None:
+        (self.gate if what == "sync" else self.async_gate).set()
 
     # --- unary
 

@@ -26,7 +26,7 @@ from . import hookspecs
 
 BUILT_IN = (
     "types", "files", "s3", "cors", "keys", "fal", "queue", "health", "openapi", "events", "progress", "metrics",
-    "observability",
+    "watchdog", "observability",
 )  # fmt: skip
 
 

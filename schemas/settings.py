@@ -49,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     file_seconds: Annotated[float, Meta(ge=0, description="life of a stored file when its request wishes none; 0 is for ever")] = 7 * 24 * 3600
     file_store: Annotated[str, Meta(pattern=r"^$|^s3://[^/\s]+(/\S*)?$", description="where files lie: s3://bucket/prefix; default below data-dir")] = ""
     file_store_url: Annotated[str, Meta(pattern=r"^$|^https?://\S+$", description="address under which that bucket is public; default presigned URLs")] = ""
+    stall_seconds: Annotated[float, Meta(gt=0, description="after which an event loop that does not turn has all stacks written")] = 10
     stuck_seconds: Annotated[float, Meta(gt=0, description="after which cancelled work that does not leave has the process replaced")] = 30
     supervise: Annotated[bool, Meta(description="keep a parent that replaces the runner when it dies or falls ill")] = False
     listen_fd: Annotated[int, Meta(ge=-1, description="file descriptor of a socket that listens already; instead of host and port")] = -1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,8 +46,7 @@ def test_through_the_gateway_the_python_client_uploads_and_the_app_reads(certifi
     secured = ("--tls-cert", str(certificate["cert"]), "--tls-key", str(certificate["key"])) if tls else ()
     arguments = (*secured, "--fal-gateway", "0", "--data-dir", str(tmp_path / "data"))
     with serving(APPS / "files.py", *arguments, cwd=tmp_path, env={"RUNNER_AUTH_KEY": KEY}) as runner:
-        runner.wait_for("gateway.listening")
-        printed = dict(re.findall(r"export (\w+)=(.+)", "\n".join(runner.printed)))
+        printed = dict(runner.wait_for_printed(r"export (\w+)=(.+)", times=3))
         inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT], cwd=tmp_path, env={**inherited, **printed, "FAL_KEY": KEY},

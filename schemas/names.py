@@ -74,6 +74,7 @@ from .storing import (
     lifetime_of,
     safe_media_type,
     store_file,
+    store_output,
     type_and_name,
 )
 from .tokens import Tokens, is_known
@@ -175,5 +176,6 @@ __all__ = [
     "safe_name",
     "stopped_problem",
     "store_file",
+    "store_output",
     "type_and_name",
 ]  # fmt: skip

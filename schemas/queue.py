@@ -77,6 +77,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     submitted: float
     query: str = ""
     headers: JobHeaders = ()  # that the endpoint gets
+    origin: str = ""  # where its caller called us, for URLs in the answer
     priority: Priority = "normal"
     start_by: float | None = None
     webhook: str | None = None

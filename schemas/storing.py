@@ -255,11 +255,16 @@ def _put(
         if isinstance(source, bytes):
             return repository.save(FileData(source, content_type, name), object_lifecycle_preference=wishes, **options)
         return repository.save_file(source, content_type, object_lifecycle_preference=wishes, **options)[0]
+    return store_output(source, content_type, name, wishes)
+
+
+def store_output(source: bytes | Path, content_type: str, name: str, wishes: Mapping[str, Any] | None) -> str | None:
+    """Put `source` into the service's own store and return its URL; None when no service runs."""
     request = current_request()
     depot = depot_of(request)
     if depot is None:
         return None
-    file = FileDescription(name=name, content_type=content_type, seconds=lifetime_of(wishes))
+    file = FileDescription(name=name, content_type=safe_media_type(content_type), seconds=lifetime_of(wishes))
     place = depot.store.place(file)
     store_file(depot.store, place, [source] if isinstance(source, bytes) else file_chunks(source))
     return depot.absolute(place.url, request)

@@ -1009,3 +1009,18 @@ def test_two_services_in_one_process_keep_their_files_apart(depot: Depot, tmp_pa
     assert File.from_bytes(b"").url.startswith("https://here.example/")
 
 
+
+
+# --- Jobs of the queue
+
+
+def test_the_result_of_a_job_has_urls_that_its_submitter_can_use(app: Runner) -> None:
+    with app.client() as client:
+        submitted = client.post("/queue/local/files/made", json={"text": "by a job"}, headers={"host": "models.example:81"}).json()
+        path = submitted["response_url"].removeprefix("http://models.example:81")
+        events = client.get(path + "/status/stream")
+        file = client.get(path).json()
+
+    assert '"COMPLETED"' in events.text
+    assert file["url"].startswith("http://models.example:81/files/")
+    assert app.get(file["url"].removeprefix("http://models.example:81")).text == "by a job"

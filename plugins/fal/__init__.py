@@ -27,6 +27,7 @@ from .errors import answer_to
 from .installed import describe_fal_app
 from .modules import build_modules
 from .proxy import make_proxy
+from .repositories import own_repositories
 
 __all__ = ["describe_app", "intercept_requests", "lifespan", "map_error", "mount_app", "provide_modules", "response_headers"]
 
@@ -129,7 +130,8 @@ async def _current(service: ServiceView) -> AsyncIterator[None]:
         if hasattr(client, "set_get_current_app"):  # its calls pass on two headers of the request
             client.set_get_current_app(lambda: service.instance)
     try:
-        yield
+        with own_repositories(service.instance):
+            yield
     finally:
         if ref is not None:
             ref.current_app = None

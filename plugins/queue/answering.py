@@ -90,6 +90,7 @@ class Answers:
             path=path,
             query=query,
             headers=tuple((name, value) for name, value in headers.items() if name not in OURS and not name.startswith("x-forwarded-")),
+            origin=self._origins.of(request),
             submitted=now,
             start_by=_start_by(headers, now),
             priority=_priority(headers),

@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import anyio
@@ -571,16 +572,19 @@ def scope_of(job: Job) -> Scope:
     """The ASGI scope of a job: a POST to its endpoint with the headers that came with it."""
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in job.headers]
     headers.append((b"x-fal-request-id", job.id.encode("latin-1")))
+    called = urlsplit(job.origin)
+    if called.netloc:
+        headers.append((b"host", called.netloc.encode("latin-1", "replace")))
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": "POST",
-        "scheme": "http",
+        "scheme": called.scheme or "http",
         "path": job.path,
         "raw_path": job.path.encode(),
         "query_string": job.query.encode("latin-1"),
-        "root_path": "",
+        "root_path": called.path,
         "headers": headers,
         "client": None,
         "server": None,

@@ -373,7 +373,7 @@ class Service:
         lane = self.life.aside if aside else self.lane
         try:
             read = bind(endpoint, self.codec)
-            call = make_call(endpoint, getattr(self.instance, endpoint.name), self.codec(endpoint.output), lane, timeout)
+            call = make_call(endpoint, getattr(self.instance, endpoint.name), self.codec(endpoint.output), lane, timeout, self.settings.ping_seconds)
         except ConfigError as error:
             raise ConfigError(f"{self.app.name}.{endpoint.name}: {error}") from error
         for wrap_bind in reversed(ask(self.plugins, "wrap_bind", endpoint=endpoint, service=self)):
@@ -510,7 +510,7 @@ class Service:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         request = Request(_request_id(scope), scope=scope, path=path, token=token)
         enter_request(request)
-        wire = Wire(scope, receive, send)
+        wire = Wire(scope, receive, send, request.id or "")
         self.running_now.add(request)
         try:
             with anyio.CancelScope() as cancel_scope:

@@ -40,25 +40,29 @@ from .streaming import (
 START_TIMEOUTS = (b"x-fal-request-start-timeout", b"x-fal-request-timeout")  # the first that is there counts
 LEAST_START_SECONDS = 0.1  # contract 7.7
 
-EARLY_HEAD_SECONDS = 15.0  # that a stream may take to its first item and still answer with a status of its own
-
 Method = Callable[..., Any]
 
 
-def make_call(endpoint: Endpoint, method: Method, codec: Codec, lane: Lane, timeout: float | None) -> Call:
+def make_call(
+    endpoint: Endpoint, method: Method, codec: Codec, lane: Lane, timeout: float | None, head_seconds: float = 15
+) -> Call:
     """The innermost call of `endpoint`: it waits for a place, runs `method` and gives its Response.
 
-    `timeout` is in seconds for one run, waiting not counted.
+    `timeout` is in seconds for one run, waiting not counted. A stream whose first item takes longer
+    than `head_seconds` answers with its head alone, and what then fails has no status of its own.
     """
-    steps = Steps(endpoint, method, codec, lane, timeout)
+    steps = Steps(endpoint, method, codec, lane, timeout, head_seconds)
     return steps.on_the_loop if endpoint.is_async else steps.in_the_lane
 
 
 class Steps:
     """What calling one endpoint takes, settled at assembly."""
 
-    def __init__(self, endpoint: Endpoint, method: Method, codec: Codec, lane: Lane, timeout: float | None) -> None:
-        self.method, self.codec, self.lane, self.timeout = method, codec, lane, timeout
+    def __init__(
+        self, endpoint: Endpoint, method: Method, codec: Codec, lane: Lane, timeout: float | None, head_seconds: float
+    ) -> None:
+        self.method, self.codec, self.lane = method, codec, lane
+        self.timeout, self.head_seconds = timeout, head_seconds
         self.answer = make_answer(endpoint, codec)
         self.streams = endpoint.streams
         self.may_stream = endpoint.streams or endpoint.output is Any  # a declared plain type is believed
@@ -72,6 +76,8 @@ class Steps:
                 request.log.append("started")
             value = self.method(**arguments)
             source = self._source(value, request) if pipe is not None else None
+            if pipe is not None and pipe.job is not None and (source is None or source.is_async):
+                raise RuntimeError(f"after {self.head_seconds:g} s the answer is a stream, and it cannot become {type(value).__name__}")
             if source is None:
                 return self.answer(value, arguments)
             if source.is_async:
@@ -123,7 +129,7 @@ class Steps:
                 self.lane.release(place)
         parts = Task(source, self.lane, place)
         try:
-            with anyio.move_on_after(EARLY_HEAD_SECONDS):
+            with anyio.move_on_after(self.head_seconds):
                 await parts.begun()
             parts.raise_early()
             return self.answer(parts.answer(source.head), arguments)
@@ -155,9 +161,9 @@ class Steps:
                 pipe.attach(job)
                 job.future.set_result(self.answer(pipe.answer(events_head()), arguments))
             elif job is None or job.progress == "waiting":
-                timer = self.lane.loop.call_later(EARLY_HEAD_SECONDS, give)
+                timer = self.lane.loop.call_later(self.head_seconds, give)
 
-        timer = self.lane.loop.call_later(EARLY_HEAD_SECONDS, give)
+        timer = self.lane.loop.call_later(self.head_seconds, give)
         try:
             yield
         finally:

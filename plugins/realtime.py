@@ -44,8 +44,9 @@ Method = Callable[..., Any]
 class Wire:
     """One socket as ASGI has it, and what has crossed it. Owned by the request's task."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self.scope, self.receive, self._send = scope, receive, send
+        self._id = (b"x-fal-request-id", request_id.encode("latin-1"))
         self.endpoint: Endpoint | None = None
         self.accepted = self.closed = self.gone = False
         self.status = 0  # of the handshake; once a session fails, that of its error
@@ -61,6 +62,7 @@ class Wire:
             self.bytes_out += len(message.get("bytes") or message.get("text") or "")
         elif message["type"] == "websocket.accept":
             self.accepted, self.status = True, 101
+            message = {**message, "headers": [*message.get("headers", ()), self._id]}
         elif message["type"] == "websocket.close":
             self.closed = True
             self.status = self.status or 403
@@ -99,7 +101,7 @@ class Wire:
             await self._send({"type": "websocket.close", "code": 1008, "reason": ""})
         elif "websocket.http.response" in self.scope.get("extensions", {}) and response.status not in (307, 403, 404):
             headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
-            headers.append((b"content-type", (response.media_type or "").encode("latin-1")))
+            headers += [(b"content-type", (response.media_type or "").encode("latin-1")), self._id]
             await self._send({"type": "websocket.http.response.start", "status": response.status, "headers": headers})
             await self._send({"type": "websocket.http.response.body", "body": response.body})
         else:

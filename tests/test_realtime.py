@@ -61,6 +61,7 @@ def test_check_37_messages_are_answered_in_order(talks: Runner, prefix: str, pat
             send(socket, n=n, data=b"\x00\xff", text="né 😀")
         answers = [receive(socket) for _ in range(3)]
 
+        assert socket.response.headers["x-fal-request-id"]
     assert answers == [{"n": n * 2, "data": b"\x00\xff!", "text": "né 😀"} for n in (1, 2, 3)]
 
 

@@ -27,6 +27,12 @@ BUG = {"detail": "Internal Server Error", "error_type": "runner_server_error"}
 
 @pytest.fixture(scope="module")
 def streams() -> Iterator[Runner]:
+    with serving(f"{APPS / 'streams.py'}:Streams") as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Runner]:
     with serving(f"{APPS / 'streams.py'}:Streams", "--ping-seconds", "0.05") as runner:
         yield runner
 
@@ -146,15 +152,31 @@ def test_behaviour_30_an_event_arrives_before_the_next_one_is_made(streams: Runn
     assert (first["i"], second["i"]) == (0, 1)
 
 
-def test_behaviour_33_a_silent_stream_gets_comments_that_keep_its_connection_open(streams: Runner) -> None:
-    with streams.client() as client, client.stream("POST", "/gated") as response:
-        lines = response.iter_lines()
-        while not next(lines).startswith(": ping"):
-            pass
-        streams.post("/open")
-        rest = [line for line in lines if line.startswith("data: ")]
+@pytest.mark.parametrize(("path", "before", "after"), [("/gated", 1, 1), ("/gated-async", 1, 1), ("/quiet", 0, 1)])
+def test_behaviour_33_a_silent_stream_gets_comments_that_keep_its_connection_open(
+    impatient: Runner, path: str, before: int, after: int
+) -> None:
+    with impatient.client() as client, client.stream("POST", path) as response:
+        lines, first = response.iter_lines(), []
+        while not (line := next(lines)).startswith(": ping"):
+            first.append(line)
+        impatient.post("/open")
+        rest = list(lines)
 
-    assert len(rest) == 1
+    assert sum(line.startswith("data: ") for line in first) == before
+    assert sum(line.startswith("data: ") for line in rest) == after
+
+
+def test_what_fails_after_the_head_went_out_alone_is_told_in_the_stream(impatient: Runner) -> None:
+    got, _ = read_until_broken(impatient, "/quiet-fails")
+
+    assert got == [{"detail": "teapot", "error_type": "runner_server_error"}]
+
+
+def test_what_turns_out_to_be_no_stream_after_that_is_a_failure_and_not_an_empty_stream(impatient: Runner) -> None:
+    got, _ = read_until_broken(impatient, "/quiet-gives-async")
+
+    assert got == [BUG]
 
 
 # --- failures

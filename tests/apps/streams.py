@@ -159,6 +159,17 @@ class Streams(runner.App):
         self.gate.clear()
         yield Item(0)
 
+    @runner.endpoint("/quiet-fails")
+    def quiet_fails(self) -> Iterator[Item]:
+        threading.Event().wait(0.3)
+        raise runner.HTTPError(418, "teapot")
+        yield
+
+    @runner.endpoint("/quiet-gives-async")
+    def quiet_gives_async(self) -> AsyncIterator[Item]:
+        threading.Event().wait(0.3)
+        return self.asynchronous(1)
+
     @runner.endpoint("/open", health_check=runner.HealthCheck(call_regularly=False))
     def open_gate(self) -> None:
         self.gate.set()

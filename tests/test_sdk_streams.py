@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trustme
 from serving import HOUSE, Runner, serving
@@ -110,6 +112,17 @@ def test_check_34_the_python_client_streams(secure_streams: Runner, certificate:
     for kind in ("broken", "broken_async"):
         assert [event["i"] for event in found[kind][:3]] == [1, 2, 3]
         assert found[kind][3:] == [BUG, "RemoteProtocolError"]
+
+
+def test_over_http_2_a_stream_that_fails_ends_with_its_error_and_does_not_hang(secure_streams: Runner, certificate: dict[str, Path]) -> None:
+    trusted = ssl.create_default_context(cafile=str(certificate["authority"]))
+    with httpx.Client(http2=True, verify=trusted, timeout=30, trust_env=False) as client:
+        answers = [client.post(f"https://localhost:{secure_streams.port}{path}") for path in ("/stream", "/fails/stream", "/fails-async/stream")]
+
+    assert [answer.http_version for answer in answers] == ["HTTP/2"] * 3
+    whole, *failed = [[json.loads(part[6:]) for part in answer.text.split("\n\n") if part] for answer in answers]
+    assert len(whole) == 3
+    assert [events[-1] for events in failed] == [BUG, BUG]
 
 
 TALK = """

@@ -68,6 +68,8 @@ class Reply:
     async def _stream(self, response: Response, stream: Stream) -> None:
         self._streams_events = (response.media_type or "").startswith(EVENTS)
         await self._head(response, None)
+        if self._request.method == "HEAD":
+            return await self._part(b"", False)
         if self._streams_events:
             with self._pings():
                 async for part in stream:
@@ -84,10 +86,14 @@ class Reply:
         loop, seen = asyncio.get_running_loop(), self._parts
         timer: asyncio.TimerHandle
 
+        async def ping(parts: int) -> None:
+            if self._parts == parts:  # nothing came between the timer and this task
+                await self._part(PING, True)
+
         def look() -> None:
             nonlocal seen, timer
             if self._parts == seen and not self._sending and self._at_boundary:
-                self._pinging = loop.create_task(self._part(PING, True))
+                self._pinging = loop.create_task(ping(seen))
             seen = self._parts
             timer = loop.call_later(self._ping_seconds, look)
 

@@ -202,9 +202,11 @@ def node(script: str, packages: Path, *arguments: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_check_35_the_javascript_client_streams(packages: Path) -> None:
+@pytest.mark.parametrize("way", ["middleware", "proxy"])
+def test_check_35_the_javascript_client_streams(packages: Path, way: str) -> None:
+    """Check 66: through the proxy too, and not kept back there."""
     with serving(f"{APPS / 'streams.py'}:Streams") as runner:
-        found = node("streams.cjs", packages, runner.url)
+        found = node("streams.cjs", packages, runner.url, *([f"{runner.url}/api/fal/proxy"] if way == "proxy" else []))
 
     three = [{"i": i, "text": "né 😀"} for i in range(3)]
     assert found["sync"] == {"got": three, "done": three[-1]}

@@ -423,6 +423,8 @@ def test_behaviour_32_last_event_id_resumes_without_a_gap_or_a_double(streams: R
     assert [seq for seq, _, _ in log_of(streams, path)] == [1, 2, 3, 4]
     assert [seq for seq, _, _ in log_of(streams, path, headers={"last-event-id": "2"})] == [3, 4]
     assert streams.get(path, headers={"last-event-id": "4"}).status_code == 204
+    with streams.client() as client:
+        assert client.head(path).headers["content-type"] == "text/event-stream"
     assert streams.get(path, headers={"last-event-id": "four"}).status_code == 400
 
 

@@ -383,6 +383,23 @@ def test_check_44_one_check_guards_requests_and_sockets_by_header_and_by_token(t
     assert answer.status_code == 401
 
 
+def test_check_44_with_keys_a_socket_opens_by_key_and_by_token_and_not_otherwise() -> None:
+    with serving(f"{APPS / 'talks.py'}:Talks", "--auth-key", "id:secret") as runner:
+        key = {"authorization": "Key id:secret"}
+        token = runner.post("/tokens/", {"allowed_apps": ["talks"], "token_expiration": 120}, headers=key).json()
+        for path, headers in (("/realtime", key), (f"/run/local/talks/realtime?fal_jwt_token={token}", {})):
+            with talking(runner, path, additional_headers=headers) as socket:
+                send(socket, n=1)
+                assert receive(socket)["n"] == 2
+        with pytest.raises(InvalidStatus) as refused, talking(runner, "/realtime"):
+            pass
+        with talking(runner, "/realtime?fal_jwt_token=forged") as socket:
+            told = until_closed(socket)
+
+    assert refused.value.response.status_code == 401
+    assert told == ([{"status": "error", "error": "Unauthorized"}], 1008)
+
+
 # --- raw sockets
 
 

@@ -222,9 +222,10 @@ def test_check_41_one_input_many_outputs(talks: Runner, path: str) -> None:
 
 
 def test_check_41_many_inputs_one_output(talks: Runner) -> None:
-    with talking(talks, "/client") as timed, talking(talks, "/client-stops") as stopped:
+    with talking(talks, "/client-stops") as stopped, talking(talks, "/client") as timed:
         for n in (1, 2, 3):
             send(timed, n=n)
+        for n in (1, 2, 3):
             send(stopped, n=n)
         send(stopped, n=4, text="stop")
 

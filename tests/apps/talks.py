@@ -93,7 +93,7 @@ class Talks(runner.App):
     def leaves(self, frame: Frame) -> Frame:
         raise runner.WebSocketDisconnect(1000)
 
-    @runner.realtime("/impatient", session_timeout=0.1)
+    @runner.realtime("/impatient", session_timeout=0.5)
     def impatient(self, frame: Frame) -> Frame:
         return frame
 
@@ -174,7 +174,7 @@ class Talks(runner.App):
         finally:
             print("closed endless")
 
-    @runner.realtime("/client", session_timeout=0.3)
+    @runner.realtime("/client", session_timeout=1)
     async def client(self, frames: AsyncIterator[Frame]) -> Frame:
         return Frame(n=sum([frame.n async for frame in frames]))
 
@@ -187,7 +187,7 @@ class Talks(runner.App):
                 break
         return Frame(n=total)
 
-    @runner.realtime("/bidi", session_timeout=0.3)
+    @runner.realtime("/bidi", session_timeout=1)
     async def bidi(self, frames: AsyncIterator[Frame]) -> AsyncIterator[Frame]:
         try:
             async for frame in frames:

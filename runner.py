@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import inspect
 import os
 import sys
 import time
@@ -43,11 +42,11 @@ if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` to
 
 from runner.plugins.bodies import Disconnected, Stream, lingering, read_body
 from runner.plugins.calling import make_call
-from runner.plugins.cancellation import Limits, Token, checkpoint, shield
+from runner.plugins.cancellation import Token, checkpoint, shield
 from runner.plugins.eventlog import EventLog, EventLogs
 from runner.plugins.files import Audio, CompressedFile, Depot, Image
 from runner.plugins.hookspecs import hookimpl
-from runner.plugins.lanes import Lane
+from runner.plugins.life import Life
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
 from runner.plugins.progress import preview, progress
 from runner.plugins.realtime import Limits as SocketLimits
@@ -62,7 +61,7 @@ from runner.schemas.asgi import Receive, Scope, Send
 from runner.schemas.codec import Codec
 from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, Retry, check_path, realtime_mode
 from runner.schemas.events import Finished, OnOutput
-from runner.schemas.exits import STUCK, WRONG_SETTING
+from runner.schemas.exits import WRONG_SETTING
 from runner.schemas.health import Health, HealthCheck, State
 from runner.schemas.names import *  # noqa: F403 # all that plugins need of the lowest floor
 from runner.schemas.problems import (
@@ -307,9 +306,7 @@ def check_socket(endpoint: Endpoint, *, of: str) -> None:
 
 # --- the service -------------------------------------------------------------------------------
 
-GRACE_FOR_WORK = 0.8  # of the grace period; the rest is for cancelled work and teardown
 LONGEST_REQUEST_ID = 200
-ASIDE_PLACES = 8  # for cancel endpoints and health checks; threads are made when first needed
 
 
 class Service:
@@ -332,9 +329,8 @@ class Service:
         stores = ask(plugins, "file_store", settings=settings)
         self.depot = Depot(stores[-1], settings, lambda: self.url) if stores else None
         self.instance = app.make()
-        limits = Limits(quarantine_seconds=settings.stuck_seconds / 3, replace_seconds=settings.stuck_seconds)
-        self.lane = Lane(app.options.max_multiplexing, settings.max_queued_requests, limits=limits)
-        self.aside = Lane(ASIDE_PLACES, settings.max_queued_requests, name="aside", limits=limits)
+        self.life = Life(self.instance, app.options, settings, self.health)
+        self.lane = self.life.lane
         self.running_now = Running(app.options.cancel_grace_seconds)
         self.routes: Routes[Answer] = Routes()
         self.sockets: Routes[tuple[Endpoint, Open]] = Routes()
@@ -342,7 +338,6 @@ class Service:
             describe(getattr(self.instance, name), mark, owner=type(self.instance)) for name, mark in app.marks.items()
         )
         self.logs = EventLogs()
-        self.threads_are_out = True  # False once a thread of the lane outlived the shutdown
         self.health_checks: dict[str, Check] = {}
         self._codecs: dict[Any, Codec] = {}
         self._watching: set[asyncio.Task[None]] = set()
@@ -375,7 +370,7 @@ class Service:
         With `aside` it runs beside the app's places, as what looks after other requests must.
         """
         timeout = endpoint.timeout or self.app.options.request_timeout
-        lane = self.aside if aside else self.lane
+        lane = self.life.aside if aside else self.lane
         try:
             read = bind(endpoint, self.codec)
             call = make_call(endpoint, getattr(self.instance, endpoint.name), self.codec(endpoint.output), lane, timeout)
@@ -592,94 +587,24 @@ class Service:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Set the app up beside whatever runs inside; tear it down at the end."""
-        for lane in (self.lane, self.aside):
-            lane.open()
-            lane.on_ghost = self._haunted
-            lane.on_replace = self._stuck
+        """The app's whole life, and the plugins' around it."""
         async with AsyncExitStack() as contexts:
             for context in ask(self.plugins, "lifespan", service=self):
                 await contexts.enter_async_context(context)
             log.info("plugins.loaded", plugins=list_plugins(self.plugins, own_version=__version__))
-            setting_up = asyncio.create_task(self._set_up())
-            try:
-                yield
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await self._tear_down(setting_up)
-
-    def _stuck(self) -> None:
-        self.health.replace(STUCK, "cancelled work did not leave its thread")
-
-    def _haunted(self) -> None:
-        """A thread outlived its cancel bound, or came back: not ready meanwhile."""
-        if ghosts := self.lane.ghosts + self.aside.ghosts:
-            self.health.ail("lanes", f"{ghosts} places are held by work that does not stop")
-        else:
-            self.health.recover("lanes")
-
-    async def _set_up(self) -> None:
-        began, limit = time.perf_counter(), self.app.options.startup_timeout
-        try:
-            with anyio.move_on_after(limit) as scope:
-                await self._in_lane(self.instance.setup)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            log.error("setup.failed", exc_info=error)
-            self.health.become(State.FAILED, f"setup failed: {error!r}")
-            return
-        if scope.cancelled_caught:
-            reason = f"setup took longer than startup_timeout, {limit:g} s"
-            log.error("setup.failed", reason=reason)
-            self.health.become(State.FAILED, reason)
-        elif self.health.become(State.READY):
-            log.info("app.ready", seconds=round(time.perf_counter() - began, 3))
-
-    async def _tear_down(self, setting_up: asyncio.Task[None]) -> None:
-        seconds = max(0.5, self.app.options.termination_grace_period_seconds * (1 - GRACE_FOR_WORK))
-        was_set_up = setting_up.done() and self.health.state is not State.FAILED
-        if not setting_up.done():
-            setting_up.cancel()
-            await asyncio.wait([setting_up])
-        if was_set_up:
-            try:
-                with anyio.move_on_after(seconds) as scope:
-                    await self._in_lane(self.instance.teardown)
-                if scope.cancelled_caught:
-                    log.error("teardown.failed", reason=f"it took longer than {seconds:g} s, what was left of the grace period")
-            except BaseException as error:
-                log.error("teardown.failed", exc_info=error)
-        self.threads_are_out = await self.lane.close(seconds) and await self.aside.close(seconds)
-
-    async def _in_lane(self, function: Callable[[], Any]) -> None:
-        """Call a hook of the app where its endpoints of that kind run: the model meets one thread."""
-        if inspect.iscoroutinefunction(function):
-            await function()
-        elif inspect.isawaitable(left := await self.lane.run(function, Request())):
-            await left
-
-    async def beside(self, function: Callable[[], Any]) -> Any:
-        """Call a function of the app past its places: what looks after it must not wait for it."""
-        if inspect.iscoroutinefunction(function):
-            return await function()
-        said = await self.aside.run(function, Request())
-        return await said if inspect.isawaitable(said) else said
+            await contexts.enter_async_context(self.life.lived())
+            yield
 
     async def drain(self) -> None:
-        """Take no more requests, let those that run finish within the grace period, then cancel them."""
-        seconds = self.app.options.termination_grace_period_seconds
+        """Take no more requests, and let those that run come to an end."""
         self.health.become(State.DRAINING)
         for talk in list(self._talks):
             talk.wind_up()
-        with anyio.move_on_after(seconds * GRACE_FOR_WORK):
-            await self.running_now.none_left()
-        if len(self.running_now):
-            log.warning("drain.cancelling", requests=len(self.running_now))
-            for request in self.running_now:
-                request.token.cancel("draining")
-            with anyio.move_on_after(max(0.2, seconds * (1 - GRACE_FOR_WORK) / 2)):
-                await self.running_now.none_left()
+        await self.life.drain(self.running_now)
+
+    async def beside(self, function: Callable[[], Any]) -> Any:
+        """Call a function of the app past its places, a sync one in a thread."""
+        return await self.life.beside(function)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """The same under another ASGI server: requests are taken as soon as setup is through."""

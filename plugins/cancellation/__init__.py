@@ -15,6 +15,7 @@ loop is stopped by the request's anyio scope. Work in a lane's thread is a `Call
     governor.py     a GPU's queue, kept short
     threads.py      what the work started is stopped too
     lost.py         what lands where nobody can be told
+    fingerprint.py  whether a model was left half changed
     closing.py      frames, torch's state, the place: as before
     here.py         what authors call
 
@@ -28,6 +29,7 @@ import sys
 from .anyio_thread import current_scope, joined
 from .call import FLOOR, Call
 from .edges import edges
+from .fingerprint import Fingerprint
 from .here import checkpoint, shield
 from .lost import lost
 from .modules import boundary
@@ -39,6 +41,7 @@ from .waits import waits
 __all__ = [
     "LIMITS",
     "Call",
+    "Fingerprint",
     "Limits",
     "Token",
     "arm",

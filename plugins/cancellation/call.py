@@ -102,11 +102,11 @@ class Call:
         closing.after(self)
         del self, work, closing  # an error's frames keep this one, and so what it names
 
-    def send(self, *, again: bool = False) -> Sending:
+    def send(self, *, again: bool = False, strictly: bool = False) -> Sending:
         """Raise the cancel in the thread, if it would land where that is safe. Any thread may call this.
 
         `again` sends although the last one has not arrived: it may have been lost on its way, and
-        a second takes the place of the first.
+        a second takes the place of the first. `strictly`: see `landing.is_safe`.
         """
         with self.lock:
             if self.phase != RUNNING:
@@ -121,7 +121,7 @@ class Call:
             if frame is None or not HAS_GIL:
                 return "unsafe"
             at = frame.f_lasti
-            if not landing.is_safe(frame, FLOOR, into_cleanup=self.disturb):
+            if not landing.is_safe(frame, FLOOR, into_cleanup=self.disturb, strictly=strictly):
                 return "unsafe"
             # It may have moved while we thought. The dict is not kept: our own frame is in it.
             stayed = _frames().get(self.thread) is frame and frame.f_lasti == at

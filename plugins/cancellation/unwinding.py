@@ -41,6 +41,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     module_seconds: float = 0.002
     edge_seconds: float = 0.02
+    strict_seconds: float = 0.03  # of looking for a landing outside of what torch compiled
     cleanup_seconds: float = 1  # of an author's `except` and `finally`, since first seen at it
     quarantine_seconds: float = 10
     replace_seconds: float = 30
@@ -84,12 +85,13 @@ class Pursuit:
 
     def _send(self, call: Call) -> float:
         now = time.perf_counter()
-        outcome = call.send(again=now - self._sent_at > 0.1)
+        strictly = now - self.started < self.limits.strict_seconds
+        outcome = call.send(again=now - self._sent_at > 0.1, strictly=strictly)
         for _ in range(TRIES - 1):
             if outcome != "unsafe":
                 break
             time.sleep(0)  # let the thread run on to another place
-            outcome = call.send()
+            outcome = call.send(strictly=strictly)
         if outcome == "sent":
             self._sent_at, self._refusals = now, 0
             return 0.01

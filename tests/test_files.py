@@ -810,7 +810,7 @@ def resolve_names(host: str, port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("url", HOSTILE)
-def test_no_spelling_of_an_address_leads_into_our_network(url: str, bait: socket.socket, connects: list[Any]) -> None:
+def test_behaviour_38_no_spelling_of_an_address_leads_into_our_network(url: str, bait: socket.socket, connects: list[Any]) -> None:
     url = url.replace("{port}", str(bait.getsockname()[1]))
 
     with pytest.raises((Unfetchable, ValueError)):
@@ -819,7 +819,7 @@ def test_no_spelling_of_an_address_leads_into_our_network(url: str, bait: socket
 
 
 @pytest.mark.parametrize("url", [url for url in HOSTILE if not set(url) & set("\r\n") and url and not url.startswith("http:/127")])
-def test_no_redirect_leads_into_our_network(url: str, bait: socket.socket, connects: list[Any], site: Callable[..., Site]) -> None:
+def test_behaviour_38_no_redirect_leads_into_our_network(url: str, bait: socket.socket, connects: list[Any], site: Callable[..., Site]) -> None:
     url = url.replace("{port}", str(bait.getsockname()[1]))
     there = site(answer=lambda path: [moved(url)] if path == "/" else [b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"])
 

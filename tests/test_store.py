@@ -15,6 +15,7 @@ import threading
 import time
 import zipfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import pytest
 import torch
 from runner.plugins.files import Audio, CompressedFile, Depot, Image, archives
 from runner.plugins.files.forms import FormReader
-from runner.plugins.files.parts import Uploads
+from runner.plugins.files.parts import PartSent, Uploads
 from runner.plugins.files.serving import bounds_of
 from runner.plugins.files.store import RESERVE, LocalStore, digest_kind
 from runner.schemas.files import File, Unfetchable
@@ -509,6 +510,15 @@ os.kill(os.getpid(), 9)
     store.close()
 
 
+def test_a_place_is_written_once(store: LocalStore) -> None:
+    place = store.place(FileDescription(name="a"))
+    store_file(store, place, [b"first"])
+
+    with pytest.raises(HTTPError) as caught:
+        store_file(store, place, [b"second"])
+    assert (caught.value.status, len(on_disk(store))) == (410, 1)
+
+
 def test_other_users_of_the_machine_cannot_list_the_files(store: LocalStore) -> None:
     keep(store)
 
@@ -894,6 +904,21 @@ def test_an_upload_in_parts_goes_on_after_a_restart(tmp_path: Path) -> None:
         assert client.get(begun["file_url"].removeprefix("http://files.example")).text == "before"
 
     assert [(part["partNumber"], part["etag"], part["size"]) for part in here["parts"]] == [(1, first["etag"], 2)]
+
+
+def test_a_client_that_asks_twice_at_once_gets_one_file(tmp_path: Path, store: LocalStore) -> None:
+    uploads = Uploads(tmp_path / "uploads", store, 100)
+    place = store.place(FileDescription(name="a"))
+    upload = uploads.begin(place, "u")
+    sink = uploads.part(upload, 1)
+    sink.write(b"all")
+    sink.commit()
+    listed = [PartSent(part_number=1, etag=sink.etag)]
+
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(lambda _: uploads.complete(upload, listed).url, range(2)))
+    assert told == ["u", "u"]
+    assert uploads.parts(upload) == []
 
 
 def test_an_upload_that_nobody_goes_on_with_is_swept(tmp_path: Path, store: LocalStore) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -56,6 +57,7 @@ class Uploads:
     ) -> None:
         self._folder, self._store, self._most_bytes = folder, store, most_bytes
         self._free_bytes = free_bytes
+        self._completing = threading.Lock()  # a client that did not wait for its answer asks again
 
     def begin(self, place: FilePlace, url: str) -> str:
         """Make a new upload that will end at `place`; return its id."""
@@ -91,9 +93,14 @@ class Uploads:
 
     def complete(self, upload: str, listed: Sequence[PartSent]) -> About:
         """Make one file of the parts. Raises HTTPError 400 unless `listed` are here as they were sent."""
-        about = self.about(upload)
-        if about.done:
-            return about
+        with self._completing:
+            about = self.about(upload)
+            if not about.done:
+                store_file(self._store, about.place, _joined(self._chosen(upload, listed)))
+                self.finish(upload)
+        return about
+
+    def _chosen(self, upload: str, listed: Sequence[PartSent]) -> list[Path]:
         here = {int(match[1]): (match[2], path) for match, path in self._parts(upload)}
         chosen = sorted(listed, key=lambda part: part.part_number)
         if [part.part_number for part in chosen] != sorted({part.part_number for part in chosen}) or not chosen:
@@ -105,9 +112,7 @@ class Uploads:
         paths = [here[part.part_number][1] for part in chosen]
         if sum(path.stat().st_size for path in paths) > self._most_bytes:
             raise HTTPError(413, f"the parts are larger than {self._most_bytes} bytes, the limit of this server")
-        store_file(self._store, about.place, _joined(paths))
-        self.finish(upload)
-        return about
+        return paths
 
     def finish(self, upload: str) -> None:
         """Note that its file is in the store; its parts are no longer needed."""

@@ -139,12 +139,15 @@ class LocalStore:
         """Delete what killed processes left: bytes that no file has, and what nobody finished. Reads all names."""
         if not self._exists():
             return
-        with self._lock:
-            with self._transaction() as index:
-                known = {digest for (digest,) in index.execute("select distinct digest from files")}
-                for blob in self._blobs():
+        for folder in (self.folder / "blobs").iterdir():  # one by one: nobody waits for all of them
+            with self._lock, self._transaction() as index:
+                first, last = folder.name, folder.name + "g"
+                rows = index.execute("select distinct digest from files where digest between ? and ?", (first, last))
+                known = {digest for (digest,) in rows}
+                for blob in folder.iterdir():
                     if blob.name not in known:
                         blob.unlink(missing_ok=True)
+        with self._lock:
             self._used = self._count()
         for partial in self._partial().iterdir():
             with suppress(FileNotFoundError):
@@ -180,6 +183,8 @@ class LocalStore:
         seconds = place.file.seconds if place.file.seconds is not None else self._seconds
         expires = self.now() + seconds if seconds else None
         with self._lock, self._transaction() as index:
+            if index.execute("select 1 from files where id = ?", (place.key,)).fetchone() is not None:
+                raise HTTPError(410, "this place is taken; begin a new upload for other bytes")
             blob = self.blob(digest)
             if blob.exists():
                 partial.unlink()
@@ -217,10 +222,6 @@ class LocalStore:
 
     def _partial(self) -> Path:
         return self.folder / "partial"
-
-    def _blobs(self) -> Iterator[Path]:
-        for folder in (self.folder / "blobs").iterdir():
-            yield from folder.iterdir()
 
     def _count(self) -> int:
         (size,) = self.index.execute("select coalesce(sum(size), 0) from (select distinct digest, size from files)").fetchone()

@@ -16,7 +16,7 @@ import anyio.from_thread
 import pytest
 from runner.plugins.cancellation import Call, Limits, Token, checkpoint, install, shield, uninstall
 from runner.schemas.problems import RequestCancelled
-from stopping import Worker, layers, stop_once_begun
+from stopping import Running, Worker, layers, stop_once_begun
 
 Begun = Callable[[], None]
 
@@ -426,7 +426,8 @@ async def test_a_thread_that_does_not_come_back_is_a_ghost_and_then_asks_for_a_r
         told.append("replace")
         let_go.put(None)
 
-    running = worker.start(work)
+    running = Running(Call(Token()))
+    worker.start(work, running=running)
     await running.begun.wait()
     call = await running.stop(
         Limits(quarantine_seconds=0.01, replace_seconds=0.02),

@@ -11,7 +11,7 @@ from runner.plugins.cancellation import Call, Token
 from runner.plugins.cancellation.governor import Governor, Pace, find_device, shield_captures
 from runner.plugins.cancellation.modules import boundary
 from runner.schemas.problems import RequestCancelled
-from stopping import Worker, layers, stop_once_begun
+from stopping import Running, Worker, layers, stop_once_begun
 from torch import nn
 
 
@@ -146,7 +146,8 @@ async def test_a_capture_is_finished_before_the_cancel_is_raised() -> None:
             pass
 
     token = Token()
-    running = worker.start(lambda: work(lambda: running.has_begun()), Call(token))
+    running = Running(Call(token))
+    worker.start(lambda: work(running.has_begun), running=running)
     await running.begun.wait()
     call = await running.stop()
     undo()

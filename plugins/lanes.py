@@ -206,6 +206,7 @@ class Lane:
         self._mean_seconds = 0.0
         self._ended = asyncio.Semaphore(0)  # once for each thread that has ended
         self.on_ghost: Callable[[], None] | None = None  # told when `ghosts` has changed
+        self.look_at: Callable[[Call], None] | None = None  # in the thread, at what a run left behind
         self.on_replace: Callable[[], None] | None = None  # told when a ghost has been one for too long
 
     def open(self) -> None:
@@ -382,6 +383,8 @@ class Lane:
                 assert job.context is not None
                 assert job.work is not None
                 job.context.run(job.call.invoke, job.work)
+                if self.look_at is not None:
+                    self.look_at(job.call)
                 job.ended = time.perf_counter()
                 with self._lock:
                     job.progress = "over"

@@ -3,27 +3,29 @@
 `setup` runs beside the open socket, in the thread that will serve; a failure is said on `/health` and
 ends nothing by itself. A drain lets running requests finish within the grace period and then cancels
 them; `teardown` has what is left of it. Threads that outlive their cancel make the app unhealthy,
-and in the end have the process replaced.
+and in the end have the process replaced; so does a cancelled run that left the model changed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
 import structlog
 
 from ..schemas.app import Options
-from ..schemas.exits import STUCK
+from ..schemas.exits import MODEL_CHANGED, STUCK
 from ..schemas.health import Health, State
 from ..schemas.request import Request
 from ..schemas.settings import Settings
-from .cancellation import Limits
+from .cancellation import Call, Fingerprint, Limits
 from .lanes import Lane
 
 log = structlog.get_logger("runner")
@@ -47,6 +49,7 @@ class Life:
         self._instance, self._options, self._health = instance, options, health
         limits = Limits(quarantine_seconds=settings.stuck_seconds / 3, replace_seconds=settings.stuck_seconds)
         self.lane = Lane(options.max_multiplexing, settings.max_queued_requests, limits=limits)
+        self._fingerprint: Fingerprint | None = None  # of the app's torch modules, once they are set up
         self.aside = Lane(ASIDE_PLACES, settings.max_queued_requests, name="aside", limits=limits)
 
     @asynccontextmanager
@@ -78,8 +81,26 @@ class Life:
             reason = f"setup took longer than startup_timeout, {limit:g} s"
             log.error("setup.failed", reason=reason)
             self._health.become(State.FAILED, reason)
-        elif self._health.become(State.READY):
+            return
+        if sys.modules.get("torch") is not None:
+            self._fingerprint = Fingerprint(self._instance)
+            self.lane.look_at = self._look_at_model
+        if self._health.become(State.READY):
             log.info("app.ready", seconds=round(time.perf_counter() - began, 3))
+
+    def _look_at_model(self, call: Call) -> None:
+        """In the lane's thread, after each run: a cancelled one may have left the model half changed."""
+        assert self._fingerprint is not None
+        if not call.token.cancelled:
+            self._fingerprint.learn()
+        elif changed := self._fingerprint.changed():
+            self.lane.tell(partial(self._model_changed, changed))
+        if call.bytes_left > 0:
+            log.warning("cancel.memory_left", bytes=call.bytes_left)
+
+    def _model_changed(self, changed: list[str]) -> None:
+        log.error("cancel.model_changed", changed=changed[:20], help="wrap what must be done whole in runner.shield()")
+        self._health.replace(MODEL_CHANGED, f"a cancelled run left the model changed: {', '.join(changed[:3])}")
 
     async def drain(self, running: InFlight) -> None:
         """Let requests that run finish within the grace period, then cancel them and have them answered."""

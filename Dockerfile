@@ -54,5 +54,5 @@ EXPOSE 8000
 # Ready, not merely alive. A model may load for minutes: failures count after start-period only.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m \
     CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['RUNNER_PORT'] + '/health/ready', timeout=4)"]
-ENTRYPOINT ["runner"]
+ENTRYPOINT ["runner", "--supervise"]
 CMD []

@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 
-.PHONY: help setup run test check image-test
+.PHONY: help setup run test soak models-test check image-test
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile
@@ -24,6 +24,20 @@ run: setup  ## serve speech detection, send it a recording, serve on (ONCE=1 end
 
 test: setup .venv-fal/.done  ## run all tests, those with the real fal package in an environment of its own
 	.venv/bin/python -m pytest -q
+
+soak: setup  ## the slow ones: cancel 1,000 times, race 10,000 times, kill 2,000 times
+	RUNNER_SOAK=1000 .venv/bin/python -m pytest -q tests/test_cancellation_torch.py
+	RUNNER_SOAK=10000 .venv/bin/python -m pytest -q tests/test_cancellation_races.py
+	RUNNER_SOAK=400 .venv/bin/python -m pytest -q tests/test_cancellation_landing.py
+
+.venv-models/.done: constraints.txt
+	$(PYTHON) -m venv .venv-models
+	.venv-models/bin/python -m pip install -q -c constraints.txt torch==2.13.0 numpy
+	.venv-models/bin/python -m pip install -q -c constraints.txt diffusers transformers pytest -e .
+	touch $@
+
+models-test: .venv-models/.done  ## stock loops of diffusers and transformers stop unchanged
+	.venv-models/bin/python -m pytest -q tests/models/check_models.py
 
 check: setup  ## ruff and mypy
 	.venv/bin/ruff check .

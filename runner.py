@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import inspect
 import os
 import sys
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+import msgspec
 import pluggy
 import structlog
 
@@ -39,80 +39,59 @@ __version__ = "0.1.0"
 if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` took our folder off its path
     sys.path.insert(0, HOUSE)
 
-from runner.plugins.bodies import Disconnected, read_body, refuse_two_framings, take_body
+from runner.plugins.bodies import (
+    Disconnected,
+    Stream,
+    lingering,
+    read_body,
+    refuse_two_framings,
+    take_body,
+)
 from runner.plugins.calling import make_call
 from runner.plugins.cancellation import Token, checkpoint, shield
+from runner.plugins.eventlog import EventLog, EventLogs
+from runner.plugins.files import Audio, CompressedFile, Depot, Image
 from runner.plugins.hookspecs import hookimpl
-from runner.plugins.lanes import Lane
+from runner.plugins.life import Life
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
+from runner.plugins.progress import preview, progress
+from runner.plugins.realtime import Limits as SocketLimits
+from runner.plugins.realtime import Open, Talk, Wire, make_talk
 from runner.plugins.registry import ask, list_plugins, load_plugins
 from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
 from runner.plugins.types import Header, bind, describe
+from runner.schemas import names
 from runner.schemas.app import AppSpec, derive_alias, read_options
-from runner.schemas.asgi import ASGIApp, Message, RawHeaders, Receive, Scope, Send
+from runner.schemas.asgi import Receive, Scope, Send
 from runner.schemas.codec import Codec
-from runner.schemas.connection import SHORTCUTS, ConnectionProtocol, HandOver, Shortcuts
-from runner.schemas.endpoint import (
-    Endpoint,
-    Mark,
-    OnDisconnect,
-    Parameter,
-    Source,
-    check_path,
-    realtime_mode,
-)
-from runner.schemas.events import Finished
-from runner.schemas.files import (
-    Audio,
-    Content,
-    File,
-    Image,
-    Loc,
-    Unfetchable,
-    Video,
-    checked_url,
-    is_data,
-    safe_name,
-)
-from runner.schemas.foreign import is_starlette
+from runner.schemas.connection import SHORTCUTS, ConnectionProtocol
+from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, Retry, check_path, realtime_mode
+from runner.schemas.events import Finished, OnOutput
+from runner.schemas.exits import WRONG_SETTING
 from runner.schemas.health import Health, HealthCheck, State
+from runner.schemas.names import *  # noqa: F403 # all that plugins need of the lowest floor
 from runner.schemas.problems import (
     ConfigError,
-    Fault,
     HTTPError,
-    InvalidInput,
     InvalidOutput,
     RequestCancelled,
     RunnerError,
     ServerError,
-    printable,
     stopped_problem,
 )
+from runner.schemas.queue import QueueStore
 from runner.schemas.request import Request, current_request, enter_request
-from runner.schemas.response import JSON, Response, json_response
+from runner.schemas.response import Response, json_response
 from runner.schemas.routes import Routes
-from runner.schemas.service import (
-    Answer,
-    Bind,
-    BindWrapper,
-    Call,
-    Mount,
-    Route,
-    ServiceView,
-    Wrapper,
-)
+from runner.schemas.service import Answer, Check
 from runner.schemas.settings import Settings, read_settings
 
-# What app authors use, and all that the built-in plugins take from the floors below them.
 __all__ = [
-    "JSON", "SHORTCUTS", "ASGIApp", "App", "AppSpec", "Audio", "Bind", "BindWrapper", "Call", "Codec", "ConfigError", "ConnectionProtocol", "Content", "Endpoint",
-    "Fault", "File", "Finished", "HTTPError", "HandOver", "Header", "HealthCheck", "Image", "InvalidInput", "InvalidOutput",
-    "Loc", "Mark", "Message", "Mount", "Parameter", "RawHeaders", "Request", "RequestCancelled", "Response", "Route",
-    "RunnerError", "Scope", "ServerError", "Service", "ServiceView", "Settings", "Shortcuts", "Source", "State", "Unfetchable", "Video",
-    "Wrapper", "asgi", "assemble", "check_path", "checked_url", "checkpoint", "current_request", "derive_alias",
-    "describe_app", "endpoint", "hookimpl", "is_data", "is_starlette", "json_response", "main", "printable",
-    "read_options", "realtime", "safe_name", "shield",
+    *names.__all__,
+    "App", "Audio", "CompressedFile", "EventLog", "Header", "Image", "Service", "asgi", "assemble", "checkpoint",
+    "describe_app", "endpoint", "hookimpl",
+    "main", "preview", "progress", "realtime", "shield",
 ]  # fmt: skip
 
 log = structlog.get_logger("runner")
@@ -129,15 +108,19 @@ def endpoint(
     health_check: HealthCheck | None = None,
     timeout: float | None = None,
     on_disconnect: OnDisconnect = "cancel",
+    retry: Retry = "never",
 ) -> Callable[[Function], Function]:
     """Mark a method as what answers `POST path`. The method itself is left as it is.
 
-    `timeout` is in seconds for one run and beats the app's `request_timeout`. Raises ConfigError
-    for a path without its leading slash, a second mark on one method, a wrong `on_disconnect`, a
-    `timeout` that is not positive, or a health check on a WebSocket.
+    `timeout` is in seconds for one run and beats the app's `request_timeout`. `retry="safe"` says
+    that a job of the queue may run a second time when the process died during the first. Raises
+    ConfigError for a path without its leading slash, a second mark on one method, a wrong
+    `on_disconnect` or `retry`, a `timeout` that is not positive, or a health check on a WebSocket.
     """
     if on_disconnect not in ("cancel", "finish"):
         raise ConfigError(f"on_disconnect is {on_disconnect!r}; it is 'cancel' or 'finish'")
+    if retry not in ("never", "safe"):
+        raise ConfigError(f"retry is {retry!r}; it is 'never', or 'safe' when running twice does no harm")
     if timeout is not None and timeout <= 0:
         raise ConfigError(f"timeout is {timeout}; it is a number of seconds above 0, such as 60")
     if is_websocket and health_check is not None:
@@ -148,6 +131,7 @@ def endpoint(
         health_check=health_check,
         timeout=timeout,
         on_disconnect=on_disconnect,
+        retry=retry,
     )
 
     return lambda function: _marked(function, mark)
@@ -287,26 +271,34 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     for endpoint in service.endpoints:
         if endpoint.mark.is_websocket:
             check_socket(endpoint, of=app.name)
+            service.sockets.add("GET", endpoint.path, (endpoint, service.talk_of(endpoint)))
             continue
-        cancelled = cancels.get(endpoint.path)
-        answer = service.answer_of(endpoint, aside=cancelled is not None or endpoint.mark.health_check is not None)
+        cancelled, check = cancels.get(endpoint.path), endpoint.mark.health_check
+        answer = service.answer_of(endpoint, aside=cancelled is not None or check is not None)
         if cancelled is None:
             service.routes.add("POST", endpoint.path, Answer(answer, endpoint))
+            if check is not None and check.method == "GET":
+                service.routes.add("GET", endpoint.path, Answer(answer, endpoint))
         else:
             service.running_now.handlers[cancelled] = Answer(answer)
             service.routes.add("POST", endpoint.path, Answer(service.running_now.after(answer)))
     for path in cancels:
         service.routes.add("POST", path, Answer(service.running_now.by_id))
+    service.queue_store = plugins.hook.queue_store(service=service)
     for routes in reversed(ask(plugins, "register_routes", service=service)):
         for route in routes:
-            service.routes.add(route.method, route.path, Answer(route.answer))
+            service.routes.add(route.method, route.path, Answer(route.answer, streams_in=route.streams_in, path=route.path))
     for mounts in ask(plugins, "mount_app", service=service):
         service.routes.mount(mounts)
+        service.sockets.mount(mounts)
     service.interceptors = tuple(ask(plugins, "intercept_requests", service=service))
     service.added_headers = tuple(ask(plugins, "response_headers", service=service))
     service.error_maps = tuple(reversed(ask(plugins, "map_error", service=service)))
+    for checks in ask(plugins, "health_checks", service=service):
+        service.health_checks |= checks
     service.observers = tuple(ask(plugins, "observe_requests", service=service))
     service.connections = plugins.hook.connection_protocol(service=service)
+    service.output_observers = tuple(ask(plugins, "observe_output", service=service))
     return service
 
 
@@ -322,9 +314,7 @@ def check_socket(endpoint: Endpoint, *, of: str) -> None:
 
 # --- the service -------------------------------------------------------------------------------
 
-GRACE_FOR_WORK = 0.8  # of the grace period; the rest is for cancelled work and teardown
 LONGEST_REQUEST_ID = 200
-ASIDE_PLACES = 8  # for cancel endpoints and health checks; threads are made when first needed
 
 
 class Service:
@@ -338,23 +328,32 @@ class Service:
     error_maps: tuple[Callable[[BaseException], Response | None], ...] = ()
     observers: tuple[Callable[[Finished], None], ...] = ()
     connections: ConnectionProtocol | None = None
+    output_observers: tuple[OnOutput, ...] = ()
+    queue_store: QueueStore | None = None
 
     def __init__(self, app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) -> None:
         self.app, self.settings, self.plugins = app, settings, plugins
         self.health = Health()
+        self.url = ""  # set by the server that listens
+        stores = ask(plugins, "file_store", settings=settings)
+        self.depot = Depot(stores[-1], settings, lambda: self.url) if stores else None
         self.instance = app.make()
-        self.lane = Lane(app.options.max_multiplexing, settings.max_queued_requests)
-        self.aside = Lane(ASIDE_PLACES, settings.max_queued_requests, name="aside")
+        self.life = Life(self.instance, app.options, settings, self.health)
+        self.lane = self.life.lane
         self.running_now = Running(app.options.cancel_grace_seconds)
+        self.tallies: dict[str, Callable[[], Mapping[str, float]]] = {}
         self.routes: Routes[Answer] = Routes()
+        self.sockets: Routes[tuple[Endpoint, Open]] = Routes()
         self.endpoints: tuple[Endpoint, ...] = tuple(
             describe(getattr(self.instance, name), mark, owner=type(self.instance)) for name, mark in app.marks.items()
         )
-        self.threads_are_out = True  # False once a thread of the lane outlived the shutdown
+        self.logs = EventLogs()
+        self.health_checks: dict[str, Check] = {}
         self._codecs: dict[Any, Codec] = {}
         self._watching: set[asyncio.Task[None]] = set()
         self._ids = new_ids()
         self._new_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
+        self._talks: set[Talk] = set()
 
     @property
     def lanes(self) -> Mapping[str, int]:
@@ -383,10 +382,10 @@ class Service:
         With `aside` it runs beside the app's places, as what looks after other requests must.
         """
         timeout = endpoint.timeout or self.app.options.request_timeout
-        lane = self.aside if aside else self.lane
+        lane = self.life.aside if aside else self.lane
         try:
             read = bind(endpoint, self.codec)
-            call = make_call(endpoint, getattr(self.instance, endpoint.name), self.codec(endpoint.output), lane, timeout)
+            call = make_call(endpoint, getattr(self.instance, endpoint.name), self.codec(endpoint.output), lane, timeout, self.settings.ping_seconds)
         except ConfigError as error:
             raise ConfigError(f"{self.app.name}.{endpoint.name}: {error}") from error
         for wrap_bind in reversed(ask(self.plugins, "wrap_bind", endpoint=endpoint, service=self)):
@@ -400,6 +399,12 @@ class Service:
             return await call(request, read(request))
 
         return answer
+
+    def talk_of(self, endpoint: Endpoint) -> Open:
+        """What serves sockets of `endpoint`, frozen."""
+        limits = SocketLimits(self.settings.max_message_bytes, self.settings.max_messages_per_second)
+        timeout = endpoint.timeout or self.app.options.request_timeout
+        return make_talk(endpoint, getattr(self.instance, endpoint.name), self.codec, self.lane, timeout, limits)
 
     def _not_taking(self) -> ServerError:
         why = {State.STARTING: "the app is still starting", State.DRAINING: "the server is stopping"}
@@ -416,18 +421,22 @@ class Service:
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
+            await self._socket(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request within its one cancel scope, which nobody else opens or owns."""
-        began = time.perf_counter()
-        token = Token()
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        request = Request(scope=scope, path=path, token=token)
+        request = Request(scope=scope, path=path, token=Token())
         request.id = _asked_id(request) or next(self._ids)
+        request.shortcuts = scope.get("extensions", {}).get(SHORTCUTS)
+        await self.perform(request, receive, send)
+
+    async def perform(self, request: Request, receive: Receive, send: Send) -> None:
+        """Answer one request within its one cancel scope, which nobody else opens or owns."""
+        request.depot = self.depot
+        began, token = time.perf_counter(), request.token
         enter_request(request)
-        reply = Reply(request, send, self.added_headers)
+        added = self.added_headers if request.begin is None else ()
+        reply = Reply(request, send, added, self.settings.ping_seconds)
         self.running_now.add(request)
         try:
             with self._new_scope() as cancel_scope:
@@ -437,32 +446,44 @@ class Service:
                 await reply.cut_short(stopped_problem(token.reason or ""))
         finally:
             self.running_now.ended(request)
+            if request.log is not None and request.begin is None:  # a job may be tried again
+                request.log.append("completed", reply.outcome())
             self._tell_observers(request, reply, began)
 
     async def _answer(self, request: Request, receive: Receive, reply: Reply) -> None:
         """Find what answers, run it, send what it gives; whatever is raised becomes an answer too."""
         watch: Callable[[], object] | None = None
+        body_read = False
         try:
+            is_job = request.begin is not None  # let in when it was submitted, and for endpoints only
             refuse_two_framings(request)
-            response = self._intercepted(request)
+            response = None if is_job or request.from_within else self._intercepted(request)
             if response is None:
                 found = self.routes.find(request)
-                reply.endpoint = found.endpoint
-                if request.method not in ("GET", "HEAD"):
+                if is_job and found.endpoint is None:
+                    raise HTTPError(404, f"Path {request.path} not found", {"x-fal-billable-units": "0"})
+                reply.endpoint, reply.route = found.endpoint, found.path
+                if found.streams_in:
+                    request.stream = Stream(receive, request.scope["headers"], self.settings.max_file_bytes)
+                elif request.method not in ("GET", "HEAD"):
                     request.body = await self._body(request, receive)
+                    body_read = True
                 if found.endpoint is not None:
                     self.running_now.begins(request, found.endpoint)
-                    if found.endpoint.on_disconnect == "cancel":
+                    if found.endpoint.on_disconnect == "cancel" and not request.from_within:
                         watch = self._watch(request, receive, reply)
                 answered = found.answer(request)
                 response = answered if isinstance(answered, Response) else await answered
+                if response.stream is not None and found.endpoint is None:
+                    watch = self._watch(request, receive, reply)
             await reply.send(response)
         except Disconnected:
             request.token.cancel("client_disconnected")
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _from_outside(request):
                 raise
-            await reply.fail(self._failure(request, error))
+            response = self._failure(request, error)
+            await reply.fail(response if body_read or not _has_body(request) else lingering(response, receive))
         finally:
             if watch is not None:
                 watch()
@@ -474,8 +495,7 @@ class Service:
         return None
 
     async def _body(self, request: Request, receive: Receive) -> bytes:
-        shortcuts = _shortcuts(request)
-        whole = shortcuts.take_body() if shortcuts is not None else None
+        whole = request.shortcuts.take_body() if request.shortcuts is not None else None
         headers, limit = request.scope["headers"], self.settings.max_body_bytes
         return await read_body(receive, headers, limit) if whole is None else take_body(whole, headers, limit)
 
@@ -486,7 +506,7 @@ class Service:
             if not reply.ended:
                 self.running_now.stop(request, "client_disconnected")
 
-        if (shortcuts := _shortcuts(request)) is not None:
+        if (shortcuts := request.shortcuts) is not None:
             shortcuts.on_hangup(hung_up)
             return None
 
@@ -514,7 +534,56 @@ class Service:
             response.headers.setdefault("x-fal-error-type", "runner_server_error")
         return response
 
-    def _tell_observers(self, request: Request, reply: Reply, began: float) -> None:
+    # --- one socket
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one WebSocket within its one cancel scope, as a request is served."""
+        began = time.perf_counter()
+        token = Token()
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        request = Request(scope=scope, path=path, token=token)
+        request.id = _asked_id(request) or next(self._ids)
+        enter_request(request)
+        wire = Wire(scope, receive, send, request.id or "")
+        self.running_now.add(request)
+        try:
+            with anyio.CancelScope() as cancel_scope:
+                token.on_cancel(cancel_scope.cancel)
+                await self._talk(request, wire)
+            if token.cancelled and not (wire.gone or wire.closed):
+                problem = stopped_problem(token.reason or "")
+                await wire.fail(problem, problem_text(problem), token.reason or "failed")
+        finally:
+            self.running_now.ended(request)
+            if wire.gone and wire.why is None:
+                wire.why = "client"
+            self._tell_observers(request, wire, began)
+
+    async def _talk(self, request: Request, wire: Wire) -> None:
+        """Find who talks to this client and let them; whatever is raised becomes an ending."""
+        talk: Talk | None = None
+        try:
+            refusal = next((r for look in self.interceptors if (r := look(request)) is not None), None)
+            if refusal is not None:
+                return await wire.refuse(refusal)
+            wire.endpoint, open_talk = self.sockets.find(request)
+            if not self.health.takes_requests:
+                raise self._not_taking()
+            self.running_now.begins(request, wire.endpoint)
+            talk = open_talk(request, wire, lambda: self.running_now.stop(request, "client_disconnected"))
+            self._talks.add(talk)
+            wire.why = await talk.run()
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _from_outside(request):
+                raise
+            await wire.fail(self._failure(request, error), str(error) or type(error).__name__)
+        finally:
+            if talk is not None:
+                self._talks.discard(talk)
+
+    # --- what is told of both
+
+    def _tell_observers(self, request: Request, reply: Reply | Wire, began: float) -> None:
         place, seconds = request.place, time.perf_counter() - began
         if not request.token.cancelled or place is None:
             self._observe(request, reply, seconds, None)
@@ -527,14 +596,15 @@ class Service:
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
 
-    def _observe(self, request: Request, reply: Reply, seconds: float, stopped: Any) -> None:
+    def _observe(self, request: Request, reply: Reply | Wire, seconds: float, stopped: Any) -> None:
         client = request.scope.get("client")
-        gone = request.token.reason == "client_disconnected"
+        gone = isinstance(reply, Reply) and request.token.reason == "client_disconnected"  # a socket ends so
         finished = Finished(
             request_id=request.id or "",
-            method=request.method or "",
+            method=request.method or "WS",
             path=request.path,
             endpoint=reply.endpoint.path if reply.endpoint else None,
+            route=reply.route,
             status=499 if gone or not reply.status else reply.status,
             seconds=seconds,
             waited=request.place.waited if request.place is not None else 0.0,
@@ -542,6 +612,8 @@ class Service:
             client=client[0] if client else None,
             error_type="client_disconnected" if gone else reply.error_type,
             stopped=stopped,
+            items=reply.items,
+            ended=reply.why,
         )
         for observe in self.observers:
             observe(finished)
@@ -550,82 +622,25 @@ class Service:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Set the app up beside whatever runs inside; tear it down at the end."""
+        """The app's whole life, and the plugins' around it."""
         self._new_scope = type(anyio.CancelScope())  # the loop's own class, which anyio would look up each time
-        for lane in (self.lane, self.aside):
-            lane.open()
-            lane.on_ghost = self._haunted
         async with AsyncExitStack() as contexts:
             for context in ask(self.plugins, "lifespan", service=self):
                 await contexts.enter_async_context(context)
             log.info("plugins.loaded", plugins=list_plugins(self.plugins, own_version=__version__))
-            setting_up = asyncio.create_task(self._set_up())
-            try:
-                yield
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await self._tear_down(setting_up)
-
-    def _haunted(self) -> None:
-        """A thread outlived its cancel bound, or came back: not ready meanwhile."""
-        if ghosts := self.lane.ghosts + self.aside.ghosts:
-            self.health.become(State.UNHEALTHY, f"{ghosts} places are held by work that does not stop")
-        else:
-            self.health.become(State.READY)
-
-    async def _set_up(self) -> None:
-        began, limit = time.perf_counter(), self.app.options.startup_timeout
-        try:
-            with anyio.move_on_after(limit) as scope:
-                await self._in_lane(self.instance.setup)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            log.error("setup.failed", exc_info=error)
-            self.health.become(State.FAILED, f"setup failed: {error!r}")
-            return
-        if scope.cancelled_caught:
-            reason = f"setup took longer than startup_timeout, {limit:g} s"
-            log.error("setup.failed", reason=reason)
-            self.health.become(State.FAILED, reason)
-        elif self.health.become(State.READY):
-            log.info("app.ready", seconds=round(time.perf_counter() - began, 3))
-
-    async def _tear_down(self, setting_up: asyncio.Task[None]) -> None:
-        seconds = max(0.5, self.app.options.termination_grace_period_seconds * (1 - GRACE_FOR_WORK))
-        was_set_up = setting_up.done() and self.health.state is not State.FAILED
-        if not setting_up.done():
-            setting_up.cancel()
-            await asyncio.wait([setting_up])
-        if was_set_up:
-            try:
-                with anyio.move_on_after(seconds) as scope:
-                    await self._in_lane(self.instance.teardown)
-                if scope.cancelled_caught:
-                    log.error("teardown.failed", reason=f"it took longer than {seconds:g} s, what was left of the grace period")
-            except BaseException as error:
-                log.error("teardown.failed", exc_info=error)
-        self.threads_are_out = await self.lane.close(seconds) and await self.aside.close(seconds)
-
-    async def _in_lane(self, function: Callable[[], Any]) -> None:
-        """Call a hook of the app where its endpoints of that kind run: the model meets one thread."""
-        if inspect.iscoroutinefunction(function):
-            await function()
-        elif inspect.isawaitable(left := await self.lane.run(function, Request())):
-            await left
+            await contexts.enter_async_context(self.life.lived())
+            yield
 
     async def drain(self) -> None:
-        """Take no more requests, let those that run finish within the grace period, then cancel them."""
-        seconds = self.app.options.termination_grace_period_seconds
+        """Take no more requests, and let those that run come to an end."""
         self.health.become(State.DRAINING)
-        with anyio.move_on_after(seconds * GRACE_FOR_WORK):
-            await self.running_now.none_left()
-        if len(self.running_now):
-            log.warning("drain.cancelling", requests=len(self.running_now))
-            for request in self.running_now:
-                request.token.cancel("draining")
-            with anyio.move_on_after(max(0.2, seconds * (1 - GRACE_FOR_WORK) / 2)):
-                await self.running_now.none_left()
+        for talk in list(self._talks):
+            talk.wind_up()
+        await self.life.drain(self.running_now)
+
+    async def beside(self, function: Callable[[], Any]) -> Any:
+        """Call a function of the app past its places, a sync one in a thread."""
+        return await self.life.beside(function)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """The same under another ASGI server: requests are taken as soon as setup is through."""
@@ -641,6 +656,11 @@ class Service:
             await receive()
             await self.drain()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def problem_text(response: Response) -> str:
+    """The sentence in an error body of ours."""
+    return str(msgspec.json.decode(response.body)["detail"])
 
 
 def _asked_id(request: Request) -> str:
@@ -661,9 +681,13 @@ def new_ids() -> Iterator[str]:
             yield f"{d[:8]}-{d[8:12]}-4{d[13:16]}-{VARIANT[d[16]]}{d[17:20]}-{d[20:]}"
 
 
-def _shortcuts(request: Request) -> Shortcuts | None:
-    found: Shortcuts | None = request.scope.get("extensions", {}).get(SHORTCUTS)
-    return found
+def _has_body(request: Request) -> bool:
+    """Whether a body was announced that may not have come to its end yet."""
+    if request.stream is not None and request.stream.ended:
+        return False
+    if request.shortcuts is not None and request.shortcuts.take_body() is not None:
+        return False
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in request.scope["headers"])
 
 
 def _from_outside(request: Request) -> bool:
@@ -699,6 +723,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve one app as the arguments say. Returns the exit code: 2 for a wrong setting or class."""
     try:
         target, settings, action = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ, Path.cwd())
+        if settings.supervise and settings.listen_fd < 0 and action is None:
+            importlib.import_module("runner.plugins.server").supervise(settings)
         _configure_logging(settings)
         prepare_path(target, settings.app_dir, HOUSE)
         start_spawned_children_with(__file__)
@@ -712,11 +738,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _print_openapi(service)
         if action == "check":
             return _print_check(service)
-        server = importlib.import_module("runner.plugins.server")
-        return int(server.run(service, settings))
+        return int(importlib.import_module("runner.plugins.server").run(service, settings))
     except ConfigError as error:
         sys.stderr.write(f"runner: {error}\n")
-        return 2
+        return WRONG_SETTING
 
 
 def _configure_logging(settings: Settings) -> None:

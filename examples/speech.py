@@ -3,17 +3,22 @@
     python runner.py examples/speech.py
     curl -F audio=@examples/data/speech.wav localhost:8000
 
+Or as it is spoken: `python -m http.server 8001 --directory examples`, then open
+http://localhost:8001/microphone.html in a browser, which sends what a microphone hears to `/listen`.
+
 Silero VAD judges 32 ms at a time and remembers what came before, so it hears one recording at a
-time. What libsndfile reads (WAV, FLAC, OGG, MP3) is mixed to one channel and brought to 16 kHz.
+time, and each listening client has a copy of its own. What libsndfile reads (WAV, FLAC, OGG, MP3) is mixed to one channel and brought to 16 kHz.
 Needs `pip install silero-vad soundfile`; the weights come with the package.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 import silero_vad
@@ -25,6 +30,7 @@ import runner
 
 RATE = 16_000  # samples per second, as the model was trained
 SLOWEST, FASTEST = 4_000, 192_000
+WINDOW = 512  # samples that the model judges at once
 LONGEST_SECONDS = 30 * 60
 BLOCK = 64 * 1024  # samples of each channel, decoded at once
 ZEROS = 16  # of the sinc on each side: steep enough for speech
@@ -45,6 +51,18 @@ class Output(msgspec.Struct):
     duration: float
 
 
+class Sound(msgspec.Struct):
+    """What a microphone heard since the last message, in pieces of any length."""
+
+    samples: bytes  # 16 kHz, one channel, 16 bits each, little-endian; base64 in JSON
+
+
+class Heard(msgspec.Struct):
+    at: float  # seconds of sound judged so far
+    speech: bool
+    chance: float  # of speech in the last 32 ms that were judged
+
+
 class Speech(runner.App):
     def setup(self) -> None:
         # One step of this model is too small to share: two threads took fifteen times as long.
@@ -53,16 +71,49 @@ class Speech(runner.App):
             warnings.simplefilter("ignore", DeprecationWarning)
             self.model = silero_vad.load_silero_vad()
         self.listen(torch.zeros(RATE), 0.5)  # TorchScript compiles itself in the first calls
+        self.listeners: WeakKeyDictionary[runner.Request, Listener] = WeakKeyDictionary()
 
     @runner.endpoint("/")
     def detect(self, input: Input) -> Output:
         sound = decoded(input.audio)
         return Output(self.listen(sound, input.threshold), len(sound) / RATE)
 
+    @runner.realtime("/listen", session_timeout=60)
+    def hear(self, sound: Sound) -> Heard:
+        """Tell for every piece of sound whether somebody speaks. A session is one listener."""
+        session = self.current_request
+        if session not in self.listeners:
+            self.model.reset_states()
+            self.listeners[session] = Listener(copy.deepcopy(self.model))
+        return self.listeners[session].hear(sound.samples)
+
     def listen(self, sound: torch.Tensor, threshold: float) -> list[Segment]:
         self.model.reset_states()  # also after a request that was stopped half way
         found = silero_vad.get_speech_timestamps(sound, self.model, threshold=threshold, sampling_rate=RATE)
         return [Segment(one["start"] / RATE, one["end"] / RATE) for one in found]
+
+
+class Listener:
+    """The model's memory of one client, and the sound that is too short to be judged yet."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.judged = 0  # samples
+        self.left = b""
+        self.answer = Heard(0.0, False, 0.0)
+
+    def hear(self, samples: bytes) -> Heard:
+        samples = self.left + samples
+        whole = len(samples) // (2 * WINDOW) * (2 * WINDOW)
+        self.left = samples[whole:]
+        for at in range(0, whole, 2 * WINDOW):
+            window = torch.frombuffer(bytearray(samples[at : at + 2 * WINDOW]), dtype=torch.int16)
+            chance = self.model(window.float() / 32768, RATE).item()
+            self.judged += WINDOW
+            # Speech that has begun ends at a lower chance, so that it does not flicker.
+            speech = chance >= (0.35 if self.answer.speech else 0.5)
+            self.answer = Heard(self.judged / RATE, speech, round(chance, 3))
+        return self.answer
 
 
 def decoded(audio: runner.Audio) -> torch.Tensor:

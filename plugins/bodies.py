@@ -1,14 +1,21 @@
-"""A request's body, whole: within its limit, decompressed, or refused with a reason."""
+"""A request's body, whole or as a stream: within its limit, or refused with a reason.
+
+A whole body is decompressed. A stream is taken as it is, for routes that write it to disk.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+
+import anyio
 
 from ..schemas.asgi import RawHeaders, Receive
 from ..schemas.problems import HTTPError
 from ..schemas.request import Request
+from ..schemas.response import Response
 
+LINGER_SECONDS = 2.0  # a number out of the air; a client that sends for longer may see a reset
 CLOSE = {"connection": "close"}  # what we did not read must not be taken for the next request
 
 
@@ -57,15 +64,78 @@ async def read_body(receive: Receive, headers: RawHeaders, limit: int) -> bytes:
     return decompress(body) if decompress and body else body
 
 
-def _expected(headers: RawHeaders, limit: int) -> Callable[[bytes], bytes] | None:
-    """Refuse what is announced too large; return what decompresses the body, if anything must."""
-    coding = ""
+class Stream:
+    """A body part by part. Raises as `read_body` does, 415 for every content coding."""
+
+    def __init__(self, receive: Receive, headers: RawHeaders, limit: int) -> None:
+        length, coding = _framing(headers)
+        if length > limit:
+            raise _too_large(limit)
+        if coding not in ("", "identity"):
+            raise HTTPError(415, "this path takes bytes as they are; send them without Content-Encoding", CLOSE)
+        self._receive, self._left, self._limit = receive, limit, limit
+        self.ended = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while not self.ended:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            part = message.get("body", b"")
+            self._left -= len(part)
+            if self._left < 0:
+                raise _too_large(self._limit)
+            self.ended = not message.get("more_body", False)
+            if part:
+                yield part
+
+
+def lingering(response: Response, receive: Receive) -> Response:
+    """`response` to a request whose body was not read to its end, as the last one on its connection.
+
+    It is sent at once. Then the body is read on for a while and thrown away: closing while the
+    client still sends would reset the connection, and it might never see why.
+    """
+    headers = {**response.headers, **CLOSE, "content-length": str(len(response.body))}
+    return Response(status=response.status, headers=headers, media_type=response.media_type, stream=_Lingering(response.body, receive))
+
+
+class _Lingering:
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    def __aiter__(self) -> _Lingering:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return body
+        with anyio.move_on_after(LINGER_SECONDS):
+            while (await self._receive()).get("more_body", False):
+                pass
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None: ...
+
+
+def _framing(headers: RawHeaders) -> tuple[int, str]:
+    """The announced length (0 when none is) and the content coding."""
+    length, coding = 0, ""
     for name, value in headers:
         if name == b"content-length":
-            if value.isdigit() and int(value) > limit:
-                raise _too_large(limit)
+            length = int(value) if value.isdigit() else 0
         elif name == b"content-encoding":
             coding = value.decode("latin-1").strip().lower()
+    return length, coding
+
+
+def _expected(headers: RawHeaders, limit: int) -> Callable[[bytes], bytes] | None:
+    """Refuse what is announced too large; return what decompresses the body, if anything must."""
+    length, coding = _framing(headers)
+    if length > limit:
+        raise _too_large(limit)
     return _decompressor(coding, limit) if coding else None
 
 

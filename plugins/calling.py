@@ -2,62 +2,175 @@
 
 Sync methods run in a thread of the lane and are encoded there, since a tensor may have to be
 waited for; async ones run on the event loop while they hold a place. Iterators answer as
-server-sent events: their first item is awaited before the head goes out, so that what fails at
-once has a status of its own. Which of these an endpoint needs is settled at assembly.
+server-sent events, or as one list for callers who ask for JSON (`streaming.py`): their first item
+is awaited before the head goes out, so that what fails at once has a status of its own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import msgspec
+import anyio
 
 from ..schemas.codec import Codec
 from ..schemas.endpoint import Endpoint
 from ..schemas.foreign import ForeignResponse, is_starlette, merge_starlette
 from ..schemas.problems import ServerError
 from ..schemas.request import Request
-from ..schemas.response import EVENTS, JSON, Response
+from ..schemas.response import JSON, Response
 from ..schemas.service import Call
-from .lanes import Lane
+from .lanes import Job, Lane
+from .streaming import (
+    Pipe,
+    Source,
+    Task,
+    as_event,
+    asks_for_events,
+    asks_for_list,
+    collect,
+    events_head,
+    run_in_thread,
+    source_of,
+)
 
 START_TIMEOUTS = (b"x-fal-request-start-timeout", b"x-fal-request-timeout")  # the first that is there counts
 LEAST_START_SECONDS = 0.1  # contract 7.7
 
 Method = Callable[..., Any]
-Batches = AsyncGenerator[list[bytes], None]
 
 
-def make_call(endpoint: Endpoint, method: Method, codec: Codec, lane: Lane, timeout: float | None) -> Call:
+def make_call(
+    endpoint: Endpoint, method: Method, codec: Codec, lane: Lane, timeout: float | None, head_seconds: float = 15
+) -> Call:
     """The innermost call of `endpoint`: it waits for a place, runs `method` and gives its Response.
 
-    `timeout` is in seconds for one run, waiting not counted.
+    `timeout` is in seconds for one run, waiting not counted. A stream whose first item takes longer
+    than `head_seconds` answers with its head alone, and what then fails has no status of its own.
     """
-    answer = make_answer(endpoint, codec)
-    if endpoint.streams:
-        return _streamed(endpoint, method, codec, lane, timeout)
-    if endpoint.is_async:
+    steps = Steps(endpoint, method, codec, lane, timeout, head_seconds)
+    return steps.on_the_loop if endpoint.is_async else steps.in_the_lane
 
-        async def on_the_loop(request: Request, arguments: dict[str, Any]) -> Response:
-            place = await lane.hold(request, run_within=timeout, start_within=start_within(request))
+
+class Steps:
+    """What calling one endpoint takes, settled at assembly."""
+
+    def __init__(
+        self, endpoint: Endpoint, method: Method, codec: Codec, lane: Lane, timeout: float | None, head_seconds: float
+    ) -> None:
+        self.method, self.codec, self.lane = method, codec, lane
+        self.timeout, self.head_seconds = timeout, head_seconds
+        self.answer = make_answer(endpoint, codec)
+        self.streams = endpoint.streams
+        self.may_stream = endpoint.streams or endpoint.output is Any  # a declared plain type is believed
+
+    async def in_the_lane(self, request: Request, arguments: dict[str, Any]) -> Response:
+        """Run a sync method in a thread; what it yields goes on there, what is async on the loop."""
+        pipe = Pipe() if self.may_stream else None
+
+        def work() -> Response | Source:
+            if request.log is not None:
+                request.log.append("started")
+            value = self.method(**arguments)
+            source = self._source(value, request) if pipe is not None else None
+            if pipe is not None and pipe.job is not None and (source is None or source.is_async):
+                raise RuntimeError(f"after {self.head_seconds:g} s the answer is a stream, and it cannot become {type(value).__name__}")
+            if source is None:
+                return self.answer(value, arguments)
+            if source.is_async:
+                return source
+            assert pipe is not None
+            pipe.attach(request.place)
+            return run_in_thread(source, pipe, lambda response: self.answer(response, arguments))
+
+        if pipe is None or not self.streams:
+            found = await self.lane.run(work, request, **self._limits(request))
+        else:
+            with self._early_head(request, arguments, pipe):
+                found = await self.lane.run(work, request, **self._limits(request))
+        if isinstance(found, Source):  # its turn comes anew: it changes from a thread to the loop
+            place = await self.lane.hold(request, **self._limits(request))
+            found = await self._stream_on_loop(found, place, arguments)
+        return as_event(found) if asks_for_events(request) else found
+
+    async def on_the_loop(self, request: Request, arguments: dict[str, Any]) -> Response:
+        """Run an async method while holding a place; a sync iterator that it gives goes on in a thread."""
+        place = await self.lane.hold(request, **self._limits(request))
+        keeps_place = False
+        try:
+            if request.log is not None:
+                request.log.append("started")
+            value = self.method(**arguments)
+            if inspect.isawaitable(value):
+                value = await value
+            source = self._source(value, request) if self.may_stream else None
+            if source is None:
+                response = self.answer(value, arguments)
+                return as_event(response) if asks_for_events(request) else response
+            if source.is_async:
+                keeps_place = True
+                return await self._stream_on_loop(source, place, arguments)
+        finally:
+            if not keeps_place:
+                self.lane.release(place)
+        return await self._stream_in_thread(source, request, arguments)
+
+    def _source(self, value: Any, request: Request) -> Source | None:
+        return source_of(value, self.codec, request, declared=self.streams)
+
+    async def _stream_on_loop(self, source: Source, place: Job, arguments: dict[str, Any]) -> Response:
+        if source.as_list:
             try:
-                return answer(await method(**arguments), arguments)
+                return self.answer(await collect(source), arguments)
             finally:
-                lane.release(place)
+                self.lane.release(place)
+        parts = Task(source, self.lane, place)
+        try:
+            with anyio.move_on_after(self.head_seconds):
+                await parts.begun()
+            parts.raise_early()
+            return self.answer(parts.answer(source.head), arguments)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await parts.aclose()
+            raise
 
-        return on_the_loop
+    async def _stream_in_thread(self, source: Source, request: Request, arguments: dict[str, Any]) -> Response:
+        pipe = Pipe()
 
-    async def in_the_lane(request: Request, arguments: dict[str, Any]) -> Response:
         def work() -> Response:
-            return answer(method(**arguments), arguments)
+            pipe.attach(request.place)
+            return run_in_thread(source, pipe, lambda response: self.answer(response, arguments))
 
-        response: Response = await lane.run(work, request, run_within=timeout, start_within=start_within(request))
+        response: Response = await self.lane.run(work, request, **self._limits(request))
         return response
 
-    return in_the_lane
+    @contextmanager
+    def _early_head(self, request: Request, arguments: dict[str, Any], pipe: Pipe) -> Iterator[None]:
+        """Answer with the head alone when the first item takes long, so that comments keep the line open."""
+
+        timer: asyncio.TimerHandle
+
+        def give() -> None:
+            nonlocal timer
+            job = request.place
+            if job is not None and job.progress == "running" and not job.future.done() and not asks_for_list(request):
+                pipe.attach(job)
+                job.future.set_result(self.answer(pipe.answer(events_head()), arguments))
+            elif job is None or job.progress == "waiting":
+                timer = self.lane.loop.call_later(self.head_seconds, give)
+
+        timer = self.lane.loop.call_later(self.head_seconds, give)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _limits(self, request: Request) -> dict[str, Any]:
+        return {"run_within": self.timeout, "start_within": start_within(request)}
 
 
 def make_answer(endpoint: Endpoint, codec: Codec) -> Callable[[Any, dict[str, Any]], Response]:
@@ -106,104 +219,3 @@ def _seconds(name: bytes, value: bytes) -> float:
     if not LEAST_START_SECONDS < seconds < 1e9:
         raise ServerError(400, f"{name.decode()} must be a number of seconds above 0.1, such as 30", "bad_request")
     return seconds
-
-
-# --- streams
-
-
-def _streamed(endpoint: Endpoint, method: Method, codec: Codec, lane: Lane, timeout: float | None) -> Call:
-    def encode(item: Any) -> bytes:
-        return event(codec.encode(item))
-
-    async def call(request: Request, arguments: dict[str, Any]) -> Response:
-        limits: dict[str, Any] = {"run_within": timeout, "start_within": start_within(request)}
-        if endpoint.is_async:
-            batches = _on_the_loop(lane, method, arguments, encode, request, limits)
-        else:
-
-            def items() -> Iterable[bytes]:
-                return map_closing(encode, method(**arguments))
-
-            batches = lane.iterate(items, request, **limits)
-        return Response(status=200, headers={"cache-control": "no-cache"}, media_type=EVENTS, stream=await begun(batches))
-
-    return call
-
-
-async def _on_the_loop(
-    lane: Lane, method: Method, arguments: dict[str, Any], encode: Callable[[Any], bytes], request: Request, limits: dict[str, Any]
-) -> Batches:
-    place = await lane.hold(request, **limits)
-    try:
-        found = method(**arguments)
-        if inspect.isawaitable(found):
-            found = await found
-        async with aclosing(found):
-            async for item in found:
-                yield [encode(item)]
-    finally:
-        lane.release(place)
-
-
-def map_closing(function: Callable[[Any], bytes], items: Any) -> Iterable[bytes]:
-    """`map` that closes `items` when it is closed itself."""
-    try:
-        for item in items:
-            yield function(item)
-    finally:
-        if (close := getattr(items, "close", None)) is not None:
-            close()
-
-
-async def begun(batches: Batches) -> Begun:
-    """The stream, its first part there already; what fails before it is raised here."""
-    try:
-        return Begun(await anext(batches, []), batches)
-    except BaseException:
-        await batches.aclose()
-        raise
-
-
-class Begun:
-    """The bytes of a stream that has begun. Unlike a generator it can be closed before it is read."""
-
-    def __init__(self, first: list[bytes], batches: Batches) -> None:
-        self._first, self._batches = first, batches
-
-    def __aiter__(self) -> Begun:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if first := self._first:
-            self._first = []
-            return b"".join(first)
-        return b"".join(await anext(self._batches))
-
-    async def aclose(self) -> None:
-        await self._batches.aclose()
-
-
-def event(encoded: bytes) -> bytes:
-    """One server-sent event around a JSON text. ASCII only: the JavaScript client cuts characters apart."""
-    if not encoded.isascii():
-        encoded = escaped(encoded)
-    return b"data: " + encoded + b"\n\n"
-
-
-def escaped(encoded: bytes) -> bytes:
-    """The same JSON with all that is not ASCII as \\u escapes."""
-    text = encoded.decode()
-    return "".join(c if c < "\x80" else _escape(c) for c in text).encode("ascii")
-
-
-def _escape(character: str) -> str:
-    point = ord(character)
-    if point < 0x10000:
-        return f"\\u{point:04x}"
-    point -= 0x10000
-    return f"\\u{0xD800 + (point >> 10):04x}\\u{0xDC00 + (point & 0x3FF):04x}"
-
-
-def failed_event(problem: Any) -> bytes:
-    """The last event of a stream that failed, in the shape of an error body."""
-    return event(msgspec.json.encode(problem))

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from ..schemas.codec import Codec
     from ..schemas.connection import ConnectionProtocol
     from ..schemas.endpoint import Endpoint
-    from ..schemas.events import Finished
+    from ..schemas.events import Finished, OnOutput
+    from ..schemas.queue import QueueStore
     from ..schemas.request import Request
     from ..schemas.response import Response
-    from ..schemas.service import BindWrapper, Mount, Route, ServiceView, Wrapper
+    from ..schemas.service import BindWrapper, Check, Mount, Route, ServiceView, Wrapper
+    from ..schemas.settings import Settings
+    from ..schemas.storing import FileStore
 
 hookspec = pluggy.HookspecMarker("runner")
 hookimpl = pluggy.HookimplMarker("runner")
@@ -50,6 +53,15 @@ def type_codec(type: Any) -> Codec | None:
 
     Asked once for every type in an endpoint's signature. The first answer wins, last registered
     first, so a plugin may replace ours. None: not mine. Nobody's type stops the start.
+    """
+
+
+@hookspec
+def file_store(settings: Settings) -> FileStore | None:
+    """Return what keeps the files of this service: outputs, and uploads.
+
+    Asked once, before the app is made. Of several stores the one registered last is used, so a
+    plugin may replace ours. None: not mine. A store should open nothing before it is used.
     """
 
 
@@ -130,6 +142,33 @@ def connection_protocol(service: ServiceView) -> ConnectionProtocol | None:
 
     Asked once. The first answer wins, last registered first, so a plugin may replace ours. Without
     any, hypercorn reads them all. None: not mine. Not used when another ASGI server carries the app.
+    """
+
+
+@hookspec
+def observe_output(service: ServiceView) -> OnOutput | None:
+    """Return a function that is told of every line that the app prints, with the id of its request.
+
+    Asked once; called in the thread that prints, at once, so it must be quick. What it raises is
+    logged. Nobody is told without the plugin observability. None: not interested.
+    """
+
+
+@hookspec(firstresult=True)
+def queue_store(service: ServiceView) -> QueueStore | None:
+    """Return where the queue keeps its jobs.
+
+    Asked once. The first answer wins, last registered first; ours keeps them below `data_dir`.
+    `runner.plugins.queue.contract` has the tests that every store must pass. None: not mine.
+    """
+
+
+@hookspec
+def health_checks(service: ServiceView) -> Mapping[str, Check] | None:
+    """Return async functions that say what is wrong with the app, or None while all is well, by name.
+
+    Asked once; each is called at the interval of the regular checks, and one that raises or takes
+    too long has failed. None: nothing to check.
     """
 
 

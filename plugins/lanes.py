@@ -6,6 +6,10 @@ its place until it is out. Sync work runs in threads that the lane owns and keep
 most, so a model meets the same threads for as long as the process lives. Whoever finds no place
 free waits in order of arrival; whoever finds the line full is refused at once.
 
+Jobs of the queue wait in a second line. While both lines have somebody, four direct requests get
+a place and then one job: a long queue costs a direct request at most one job's time, and direct
+requests cannot starve the queue.
+
 A thread that is through takes the next one in line by itself, without asking the event loop, and
 results cross back in one wake-up for as many as are there. While work is short, one thread is woken
 for all that begins in one turn of the loop: threads that fight over the interpreter are slower than
@@ -21,7 +25,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, cast
@@ -30,18 +34,29 @@ import anyio
 import structlog
 
 from ..schemas.events import Stopped
-from ..schemas.problems import RequestCancelled, ServerError
+from ..schemas.problems import ServerError
 from ..schemas.request import Request
-from .cancellation import Call, Token, arm, current_scope, install, joined, uninstall, unwind
+from .cancellation import (
+    LIMITS,
+    Call,
+    Limits,
+    Token,
+    arm,
+    current_scope,
+    install,
+    joined,
+    uninstall,
+    unwind,
+)
 
 log = structlog.get_logger("runner.lanes")
 
 Progress = Literal["waiting", "running", "over", "dropped"]
 MEMORY = 0.1  # weight of the newest run in the mean that Retry-After is guessed from; a number out of the air
+DIRECT_IN_A_ROW = 4  # direct requests that get a place before a job of the queue does
 SHORT_SECONDS = 0.0005  # work that takes less is not worth a second thread
 CERTAIN = 3  # runs in a row that were not short; a single one may have been kept waiting by the machine
 PATIENCE_SECONDS = 0.001  # in which a busy thread should come to the next of what else began
-ITEMS_AHEAD = 64  # that a generator may be ahead of its reader
 
 
 class Job:
@@ -52,6 +67,7 @@ class Job:
     began = ended = 0.0
     out: asyncio.Event | None = None  # made when somebody waits for the thread to leave
     on_stop: Callable[[], None] | None = None
+    on_end: Callable[[BaseException | None], None] | None = None  # told of the error, if any
     context: contextvars.Context | None = None
     _timer: asyncio.TimerHandle | None = None
 
@@ -67,6 +83,11 @@ class Job:
         self._loop = lane.loop
         self.future: asyncio.Future[Any] = lane.loop.create_future()
         self.asked = time.perf_counter()
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits in the second line."""
+        return self.request.begin is not None
 
     @property
     def waited(self) -> float:
@@ -129,11 +150,22 @@ class Job:
         else:
             self.parent.cancel("request_timeout")
 
+    def hand_over(self, result: Any) -> None:
+        """In the thread: give `result` to whoever waits, and go on; the place stays taken."""
+
+        def give() -> None:
+            if not self.future.done():
+                self.future.set_result(result)
+
+        self.lane.tell(give)
+
     def settle(self) -> None:
         """The thread is out: tell whoever waits."""
         self.leave()
         if self.out is not None:
             self.out.set()
+        if self.on_end is not None:
+            self.on_end(self.call.error)
         if self.request.id is not None:  # not `setup`, which is no measure of anything
             self.lane._learn(self.ended - self.began)
         if self.future.done():  # nobody waits
@@ -166,33 +198,37 @@ class _OnLoop:
 
     layer = "returned"
     swallowed = 0
+    error = None
 
 
 class Lane:
     """The places of one app. Made by the service, opened on its loop, closed after teardown."""
 
-    def __init__(self, places: int, longest_line: int, *, name: str = "lane") -> None:
-        self.places, self.longest_line, self.name = places, longest_line, name
+    def __init__(self, places: int, longest_line: int, *, name: str = "lane", limits: Limits = LIMITS) -> None:
+        self.places, self.longest_line, self.name, self.limits = places, longest_line, name, limits
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment] # set by `open`
         self.ghosts = 0  # places whose thread outlived its cancel bound
-        self._lock = threading.Lock()  # guards what follows, down to `_line`
+        self._lock = threading.Lock()  # guards what follows, down to `_in_a_row`
         self._running = 0
-        self._waiting = 0
+        self._waiting = 0  # in the first line
         self._line: deque[Job] = deque()  # dropped ones too, until their turn comes
-        self._parked: list[threading.Lock] = []  # of threads that have nothing to do; the last one is woken first
-        self._closing = False
+        self._queued: deque[Job] = deque()  # the second line, of the queue's jobs
+        self._in_a_row = 0  # direct requests since a job of the queue last got a place
         self._ready: deque[Job] = deque()  # have their place, and wait for a thread
         self._taken = 0  # of those, since the lane was opened
+        self._parked: list[threading.Lock] = []  # of threads that have nothing to do; the last one is woken first
+        self._closing = False
         self._waking_threads = False
         self._patience: asyncio.TimerHandle | None = None
         self._threads: list[threading.Thread] = []
         self._through: deque[Callable[[], None]] = deque()  # on its way to the loop
         self._waking = False
-        self._unwinding: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._mean_seconds = 0.0
         self._long_in_a_row = 0  # runs over SHORT_SECONDS
         self._ended = asyncio.Semaphore(0)  # once for each thread that has ended
         self.on_ghost: Callable[[], None] | None = None  # told when `ghosts` has changed
+        self.look_at: Callable[[Call], None] | None = None  # in the thread, at what a run left behind
         self.on_replace: Callable[[], None] | None = None  # told when a ghost has been one for too long
 
     def open(self) -> None:
@@ -241,43 +277,14 @@ class Lane:
         job.leave()
         job.ended = time.perf_counter()
         self._learn(job.ended - job.began)
+        self._pass_on(job)
+
+    def _pass_on(self, job: Job) -> None:
         with self._lock:
             job.progress = "over"
             following = self._next()
         if following is not None:
             self._start(following)
-
-    async def iterate(
-        self, items: Callable[[], Iterable[Any]], request: Request, *, run_within: float | None = None, start_within: float | None = None
-    ) -> AsyncGenerator[list[Any], None]:
-        """What `items()` yields in a thread of the lane, in lists of as many as are there.
-
-        The iterable is made, run and closed in that thread, at most `ITEMS_AHEAD` items before its
-        reader. Closing this generator, or cancelling who reads it, closes the iterable.
-        """
-        channel = Channel(self)
-
-        def pump() -> None:
-            found = items()
-            try:
-                for item in found:
-                    channel.put(item)
-            finally:
-                if (close := getattr(found, "close", None)) is not None:
-                    close()
-
-        job = Job(self, request, pump)
-        job.on_stop = channel.close
-        job.future.add_done_callback(lambda _: channel.end())
-        job.enter(run_within, start_within)
-        try:
-            while batch := await channel.take():
-                yield batch
-            await job.future
-        finally:
-            job.stop("abandoned")
-            if job.future.done() and not job.future.cancelled():
-                job.future.exception()  # seen: it is raised above, or nobody reads on
 
     async def close(self, seconds: float) -> bool:
         """Let the threads end; return whether all did within `seconds`. Work still waiting is dropped."""
@@ -307,6 +314,8 @@ class Lane:
             if free:
                 self._running += 1
                 self._begin(job)
+            elif job.is_queued:
+                self._queued.append(job)
             elif self._waiting >= self.longest_line:
                 raise too_many(self._waiting, self._expected_wait())
             elif start_within is not None and self._expected_wait() > start_within:
@@ -323,17 +332,20 @@ class Lane:
             if job.progress != "waiting":
                 return False
             job.progress = "dropped"
-            self._waiting -= 1
-            while self._line and self._line[0].progress == "dropped":
-                self._line.popleft()
+            self._waiting -= not job.is_queued
+            for line in (self._line, self._queued):
+                while line and line[0].progress == "dropped":
+                    line.popleft()
             return True
 
     def _next(self) -> Job | None:
         """Under the lock: pass a place on, or set it free."""
-        while self._line:
-            job = self._line.popleft()
+        while self._line or self._queued:
+            direct = bool(self._line) and (self._in_a_row < DIRECT_IN_A_ROW or not self._queued)
+            job = (self._line if direct else self._queued).popleft()
             if job.progress == "waiting":
-                self._waiting -= 1
+                self._waiting -= direct
+                self._in_a_row = self._in_a_row + 1 if direct else 0
                 self._begin(job)
                 return job
         self._running -= 1
@@ -345,6 +357,28 @@ class Lane:
 
     def _start(self, job: Job) -> None:
         """Set a job going that has its place; on the loop."""
+        if job.request.begin is None:
+            self._go(job)
+        else:
+            self._keep(self._note_and_go(job, job.request.begin))
+
+    async def _note_and_go(self, job: Job, begin: Callable[[], Awaitable[None]]) -> None:
+        """The same for a job of the queue, once it is noted that it begins."""
+        try:
+            await begin()
+        except BaseException as error:
+            job.leave()
+            if not job.future.done():
+                job.future.set_exception(error)
+            if job.out is not None:
+                job.out.set()
+            if job.progress == "running":  # and not given back by its holder, who was cancelled
+                job.ended = time.perf_counter()
+                self._pass_on(job)
+        else:
+            self._go(job)
+
+    def _go(self, job: Job) -> None:
         if job.work is None:
             if not job.future.done():
                 job.future.set_result(None)
@@ -406,13 +440,15 @@ class Lane:
                 assert job.work is not None
                 taken_up = time.perf_counter()
                 job.context.run(job.call.invoke, job.work)
+                if self.look_at is not None:
+                    self.look_at(job.call)
                 job.ended = time.perf_counter()
                 with self._lock:
                     self._long_in_a_row = self._long_in_a_row + 1 if job.ended - taken_up > SHORT_SECONDS else 0
                     job.progress = "over"
                     following = self._next()
                 self.tell(job.settle)
-                if following is not None and following.work is None:
+                if following is not None and (following.work is None or following.is_queued):
                     self.tell(_granted(following))
                     following = None
                 if job.call.retire:
@@ -451,13 +487,16 @@ class Lane:
     def _unwind(self, job: Job) -> None:
         if job.out is None:
             job.out = asyncio.Event()
-        arm(job.call)
-        task = self.loop.create_task(self._see_out(job, job.out))
-        self._unwinding.add(task)
-        task.add_done_callback(self._unwinding.discard)
+        arm(job.call, self.limits)
+        self._keep(self._see_out(job, job.out))
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _see_out(self, job: Job, out: asyncio.Event) -> None:
-        await unwind(job.call, out, on_ghost=self._haunt, on_replace=self._give_up)
+        await unwind(job.call, out, self.limits, on_ghost=self._haunt, on_replace=self._give_up)
         if job.call.layer == "ghost":
             log.warning("lane.ghost_gone", request_id=job.request.id, seconds=round(job.ended - job.token.at, 3))
             self._count_ghosts(-1)
@@ -485,64 +524,10 @@ class Lane:
             self._start(following)
 
 
-class Channel:
-    """Items on their way from one thread to one reader on the loop."""
-
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self._items: deque[Any] = deque()
-        self._news = asyncio.Event()
-        self._ended = self._closed = self._told = False
-        self._blocked = False
-        self._gate = threading.Lock()
-        self._gate.acquire()  # held while there is nothing to wake the writer for
-
-    def put(self, item: Any) -> None:
-        """In the thread: hand over, waiting while the reader is `ITEMS_AHEAD` behind."""
-        while len(self._items) >= ITEMS_AHEAD and not self._closed:
-            self._blocked = True
-            if len(self._items) < ITEMS_AHEAD or self._closed:  # it moved before it could know of us
-                break
-            self._gate.acquire()
-        if self._closed:
-            raise RequestCancelled
-        self._items.append(item)
-        if not self._told:
-            self._told = True
-            self._lane.tell(self._news.set)
-
-    async def take(self) -> list[Any]:
-        """All that is there, waiting for the first; empty when no more will come."""
-        while not self._items and not self._ended:
-            await self._news.wait()
-            self._news.clear()
-        self._told = False
-        batch = [self._items.popleft() for _ in range(len(self._items))]
-        self._wake_writer()
-        return batch
-
-    def end(self) -> None:
-        """No more will come. On the loop."""
-        self._ended = True
-        self._news.set()
-
-    def close(self) -> None:
-        """Nobody reads any more: the writer's next `put` raises."""
-        self._closed = True
-        self._blocked = True
-        self._wake_writer()
-
-    def _wake_writer(self) -> None:
-        if self._blocked:
-            self._blocked = False
-            with suppress(RuntimeError):  # it did not wait after all, and the gate stands open
-                self._gate.release()
-
-
 def _granted(job: Job) -> Callable[[], None]:
     def grant() -> None:
-        if not job.future.done():
-            job.future.set_result(None)
+        if job.work is not None or not job.future.done():
+            job.lane._start(job)
         elif job.progress == "running":  # cancelled in the same moment, and not yet given back
             job.lane.release(job)
 

@@ -27,7 +27,8 @@ from weakref import WeakKeyDictionary
 import msgspec
 import structlog
 
-from ..schemas.events import Finished
+from ..schemas.events import Finished, OnOutput
+from ..schemas.events import OutputStream as Stream
 from ..schemas.problems import printable
 from ..schemas.request import current_request
 from ..schemas.service import ServiceView
@@ -40,8 +41,6 @@ BATCH_LINES = 128  # written in one go, about 0.2 ms; then the loop gets its tur
 LINE_LIMIT = 64 * 1024  # characters kept of a line that never ends
 BOLD, DIM, CYAN, GREEN, YELLOW, RED, PLAIN = (f"\x1b[{n}m" for n in (1, 2, 36, 32, 33, 31, 0))
 
-Stream = Literal["stdout", "stderr"]
-OnOutput = Callable[[str | None, Stream, str, float], None]
 EventDict = MutableMapping[str, Any]
 
 
@@ -125,6 +124,8 @@ class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     endpoint: str | None = None
     client: str | None = None
     error_type: str | None = None
+    items: int | None = None
+    ended: str | None = None
     reason: str | None = None
     layer: str | None = None
     cancel_ms: float | None = None
@@ -147,6 +148,8 @@ def access_line(when: float, record: Finished) -> AccessLine:
         endpoint=record.endpoint,
         client=record.client,
         error_type=record.error_type,
+        items=record.items,
+        ended=record.ended,
     )
     if (stopped := record.stopped) is None:
         return line
@@ -225,6 +228,10 @@ class Console:
         told = f"ms={int(record.seconds * 100_000 + 0.5) / 100} bytes={record.bytes_out}"
         if record.waited >= 0.0005:
             told += f" waited_ms={_ms(record.waited)}"
+        if record.items is not None:
+            told += f" items={record.items}"
+        if record.ended is not None:
+            told += f" ended={record.ended}"
         if record.error_type is not None:
             told += f" error_type={record.error_type}"
         if (stopped := record.stopped) is not None:
@@ -521,6 +528,7 @@ def lifespan(service: ServiceView) -> AbstractAsyncContextManager[None]:
 @asynccontextmanager
 async def _observed(service: ServiceView) -> AsyncIterator[None]:
     journal, settings = journal_of(service), service.settings
+    journal.output.listeners.extend(service.output_observers)
     ours = not structlog.is_configured()  # no `main`: another server carries us
     if ours:
         configure_logging(

@@ -24,7 +24,10 @@ from . import hookspecs
 # In order of registration: the first is asked first where order counts, and of two that answer
 # the same path the later one wins. `--no-plugin NAME` leaves one out.
 
-BUILT_IN = ("types", "files", "cors", "fal", "health", "openapi", "observability", "http1")
+BUILT_IN = (
+    "types", "files", "s3", "cors", "keys", "fal", "queue", "health", "openapi", "events", "progress", "metrics",
+    "watchdog", "observability", "http1",
+)  # fmt: skip
 
 
 def load_plugins(settings: Settings) -> pluggy.PluginManager:
@@ -39,15 +42,21 @@ def load_plugins(settings: Settings) -> pluggy.PluginManager:
         raise ConfigError(f"--no-plugin {sorted(unknown)[0]}: built-in plugins are {', '.join(BUILT_IN)}")
     for name in BUILT_IN:
         if name not in settings.no_plugin:
-            plugins.register(importlib.import_module(f".{name}", __package__), name)
+            module = importlib.import_module(f".{name}", __package__)
+            plugins.register(_made(getattr(module, "Plugin", module)), name)
     try:
         plugins.load_setuptools_entrypoints("runner")
         for name in settings.plugin:
-            plugins.register(_named_plugin(name), name)
+            plugins.register(_made(_named_plugin(name)), name)
         plugins.check_pending()
     except (pluggy.PluginValidationError, ImportError, AttributeError, SyntaxError) as error:
         raise ConfigError(f"a plugin could not be loaded: {error}; for example --plugin my_package.metrics:plugin") from error
     return plugins
+
+
+def _made(found: Any) -> Any:
+    """A plugin may be a class: then each service makes its own, and what it keeps is its own."""
+    return found() if isinstance(found, type) else found
 
 
 def _named_plugin(name: str) -> Any:

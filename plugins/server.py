@@ -1,26 +1,29 @@
 """The server: one process from its open socket to its exit code.
 
-A plugin's `connection_protocol` reads the bytes first, if there is one; hypercorn those that it
-hands over, or all (HTTP/1.1, HTTP/2, WebSockets). Starting and stopping is ours: hypercorn's own
-waits on idle connections, and on Python 3.12 and newer for as long as they live.
+A plugin's `connection_protocol` reads the bytes first, if there is one; of what it hands over, or of all,
+`websocket.py` reads WebSockets and hypercorn the rest (HTTP/1.1, HTTP/2). Starting and stopping is
+ours: hypercorn's own waits on idle connections, and on Python 3.12 and newer for as long as they live.
 
 The first SIGTERM or SIGINT drains: `handle_exit`, no more requests, running ones to their end or
 the end of the grace period, `teardown`, exit code 0. The second ends the process at once. A failed
-setup ends it with code 1, after probes had a second to read why.
+setup ends it with code 1, after probes had a second to read why. The codes are in `schemas/exits.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import json
 import os
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import anyio
@@ -28,20 +31,24 @@ import structlog
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.protocol import ws_stream
 from hypercorn.utils import wrap_app
 
 from ..schemas.asgi import ASGIApp, Receive, Scope, Send
 from ..schemas.connection import ConnectionProtocol
+from ..schemas.exits import SETUP_FAILED, STOPPED
 from ..schemas.health import Health, State
 from ..schemas.problems import ConfigError
 from ..schemas.settings import Settings
+from .websocket import READ_BYTES, serve_handshake
 
-MiB = 1024 * 1024
 IDLE_SECONDS = 300  # fal's own keep-alive; hypercorn's default of 5 s cuts pooled clients off
+VANISHED = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # a silent peer is given up after 50 s
 CLOSE_SECONDS = 1.0  # for connections to say goodbye after the last answer
 FAILED_SECONDS = 1.0  # for probes to read why setup failed
 EXIT_SECONDS = 2.0  # for the interpreter to end, once all is over
-SETUP_FAILED = 1
+BACKLOG = 2048  # connections that wait to be accepted
+READY_VARIABLE = "RUNNER_SUPERVISOR_FD"  # of plugins/supervising.py, which must not be imported for it
 
 log = structlog.get_logger("runner.server")
 
@@ -52,6 +59,7 @@ class Runnable(Protocol):
     health: Health
     instance: Any
     connections: ConnectionProtocol | None
+    url: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
     def running(self) -> AbstractAsyncContextManager[None]: ...
@@ -60,9 +68,15 @@ class Runnable(Protocol):
 
 def listen(settings: Settings) -> socket.socket:
     """Bind the address of `settings`. Raises ConfigError naming the flag when it cannot be had."""
+    if settings.listen_fd >= 0:
+        return _inherited(settings.listen_fd)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # connections inherit these
+    for name, value in VANISHED.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     try:
         sock.bind((settings.host, settings.port))
     except OSError as error:
@@ -75,6 +89,26 @@ def listen(settings: Settings) -> socket.socket:
     return sock
 
 
+def _inherited(descriptor: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=descriptor)
+        sock.getsockname()
+    except OSError as error:
+        raise ConfigError(f"--listen-fd {descriptor}: {error.strerror}; give a listening socket, as --supervise does") from None
+    sock.setblocking(False)
+    return sock
+
+
+def supervise(settings: Settings) -> None:
+    """Bind the socket and turn this process into the parent that keeps a runner behind it. Does not return."""
+    sock = listen(settings)
+    sock.listen(BACKLOG)
+    descriptor = sock.detach()
+    command = [sys.executable, *sys.orig_argv[1:]]
+    script = str(Path(__file__).with_name("supervising.py"))
+    os.execv(sys.executable, [sys.executable, "-I", "-S", script, str(descriptor), *command])
+
+
 def run(service: Runnable, settings: Settings) -> int:
     """Serve until a signal or a failure says stop; return the exit code."""
     sock = listen(settings)
@@ -84,7 +118,7 @@ def run(service: Runnable, settings: Settings) -> int:
 
 
 async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> int:
-    stop = anyio.Event()
+    stop, drained = anyio.Event(), anyio.Event()
     loop = asyncio.get_running_loop()
 
     def on_signal(number: signal.Signals) -> None:
@@ -99,24 +133,38 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
             log.error("handle_exit.failed", exc_info=error)
 
     def on_state(state: State) -> None:
-        if state is State.READY and settings.ready_fd >= 0:
-            _tell_ready(settings.ready_fd, url)
+        if state is State.READY:
+            _tell_supervisor()
+            if settings.ready_fd >= 0:
+                _tell_ready(settings.ready_fd, url)
         if state is State.FAILED:
             loop.call_later(FAILED_SECONDS, stop.set)
 
-    async def stopped() -> None:
-        await stop.wait()
+    def on_replacement() -> None:
+        log.error("server.replacing", code=service.health.exit_code, reason=service.health.reason)
+        stop.set()
+
+    async def drain() -> None:
         await service.drain()
+        drained.set()
+
+    async def no_more() -> None: ...
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    url = url_of(sock, settings)
+    service.url = url = url_of(sock, settings)
     service.health.watch(on_state)
-    async with service.running():
+    service.health.watch_replacement(on_replacement)
+    async with service.running(), AsyncExitStack() as doors:
+        if settings.fal_gateway >= 0:
+            gateway = importlib.import_module("runner.plugins.gateway").gateway
+            await doors.enter_async_context(gateway(settings, lambda ours, inner: serve(service, ours, inner, drained, no_more)))
         log.info("server.listening", url=url)
-        await serve(service, settings, sock, stopped, service.connections)
+        await serve(service, settings, sock, stop, drain, service.connections)
     log.info("server.stopped")
-    return SETUP_FAILED if service.health.state is State.FAILED else 0
+    if service.health.state is State.FAILED:
+        return SETUP_FAILED
+    return STOPPED if service.health.exit_code is None else service.health.exit_code
 
 
 def url_of(sock: socket.socket, settings: Settings) -> str:
@@ -135,6 +183,12 @@ def _tell_ready(descriptor: int, url: str) -> None:
         log.error("ready_fd.failed", descriptor=descriptor, problem=error.strerror)
 
 
+def _tell_supervisor() -> None:
+    if descriptor := os.environ.pop(READY_VARIABLE, ""):
+        os.write(int(descriptor), b"r")
+        os.close(int(descriptor))
+
+
 def _has_uvloop() -> bool:
     return importlib.util.find_spec("uvloop") is not None
 
@@ -146,35 +200,70 @@ def _leave_soon(code: int) -> None:
     timer.start()
 
 
+async def first_bytes(reader: asyncio.StreamReader) -> bytes:
+    """What a connection begins with; empty when it ends, fails or says nothing."""
+    try:
+        async with asyncio.timeout(IDLE_SECONDS):
+            return await reader.read(READ_BYTES)
+    except OSError:  # TimeoutError is one
+        return b""
+
+
+class Replayed:
+    """A reader whose first bytes were read already; as much of one as hypercorn asks for."""
+
+    def __init__(self, data: bytes, reader: asyncio.StreamReader) -> None:
+        self._data, self._reader = data, reader
+
+    def at_eof(self) -> bool:
+        return not self._data and self._reader.at_eof()
+
+    async def read(self, size: int) -> bytes:
+        if self._data:
+            data, self._data = self._data, b""
+            return data
+        return await self._reader.read(size)
+
+
 async def serve(
     app: ASGIApp,
     settings: Settings,
     sock: socket.socket,
-    stopped: Callable[[], Awaitable[None]],
+    stop: anyio.Event,
+    drain: Callable[[], Awaitable[None]],
     first: ConnectionProtocol | None = None,
 ) -> None:
-    """Answer connections on `sock` with `app` until `stopped()` returns, then close them all.
+    """Answer connections on `sock` with `app` until `stop` is set and drained, then close them all.
 
-    `first` reads them first, and leaves to hypercorn what it does not answer.
+    `first` reads them first, and leaves to others what it does not answer.
     """
     config = Config()
     config.certfile, config.keyfile = settings.tls_cert or None, settings.tls_key or None
     config.alpn_protocols = ["h2", "http/1.1"]
     config.keep_alive_timeout = IDLE_SECONDS
-    config.websocket_max_message_size = 100 * MiB
+    config.websocket_max_message_size = settings.max_message_bytes
     config.include_server_header = False
     config.accesslog = config.errorlog = None
+    uncompressed: Any = ws_stream  # hypercorn 0.18 has no setting for it; deflate costs more than frames save
+    uncompressed.server_extensions_handshake = lambda requested, supported: None
     loop = asyncio.get_running_loop()
     context = WorkerContext(None)
     wrapped = wrap_app(cast(Any, app), config.wsgi_max_body_size, "asgi")
     connections: set[asyncio.Task[Any]] = set()
+    silent: set[asyncio.StreamWriter] = set()  # of connections that have not sent anything yet
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         connections.add(task)
         task.add_done_callback(connections.discard)
-        await TCPServer(wrapped, loop, config, context, {}, reader, writer)
+        silent.add(writer)
+        data = await first_bytes(reader)
+        silent.discard(writer)
+        if not data:
+            writer.close()
+        elif not await serve_handshake(app, data, reader, writer, settings.max_message_bytes):
+            await TCPServer(wrapped, loop, config, context, {}, cast(Any, Replayed(data, reader)), writer)
 
     def stream() -> asyncio.StreamReaderProtocol:
         return asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), connected, loop=loop)
@@ -195,14 +284,19 @@ async def serve(
             tls = config.create_ssl_context()
         except ssl.SSLError as error:
             raise ConfigError(f"--tls-cert {settings.tls_cert}: not a certificate and its key ({error.reason})") from None
-    server = await loop.create_server(accept, sock=sock, backlog=2048, ssl=tls)
+    server = await loop.create_server(accept, sock=sock, backlog=BACKLOG, ssl=tls)
     try:
-        await stopped()
+        await stop.wait()
+        if settings.listen_fd >= 0:
+            server.close()  # who calls now waits in the backlog for the next runner
+        await drain()
     finally:
         server.close()
         await context.terminated.set()  # idle connections close
         if first is not None:
             await first.close(CLOSE_SECONDS)
+        for writer in silent:
+            writer.close()
         if connections:
             await asyncio.wait(connections, timeout=CLOSE_SECONDS)
         for task in list(connections):

@@ -110,7 +110,7 @@ class Running:
         headers = [(name, value) for name, value in stopped.scope["headers"] if name not in left_out]
         headers.append((b"x-fal-request-id", (stopped.id or "").encode("latin-1")))
         scope = {**stopped.scope, "headers": headers, "query_string": b""}
-        request = Request(stopped.id, scope=scope, path=cancel_path(stopped.path))
+        request = Request(stopped.id, scope=scope, path=cancel_path(stopped.path), depot=stopped.depot)
         enter_request(request)
         try:
             answered = handler.answer(request)

@@ -13,6 +13,7 @@ from .health import HealthCheck
 from .problems import ConfigError
 
 OnDisconnect = Literal["cancel", "finish"]
+Retry = Literal["never", "safe"]
 Source = Literal["body", "query", "path", "header", "cookie", "request", "response", "foreign"]
 
 
@@ -37,6 +38,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     decode_message: Callable[[bytes], Any] | None = None
     timeout: float | None = None  # seconds for one run; None: the app's `request_timeout`
     on_disconnect: OnDisconnect = "cancel"
+    retry: Retry = "never"
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,8 +1,14 @@
-"""What happened to a request: told to observers once, when it is over."""
+"""What happens to a request: its events as they come, and what observers are told when it is over."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import msgspec
+
+OutputStream = Literal["stdout", "stderr"]
+OnOutput = Callable[[str | None, OutputStream, str, float], None]  # request id, stream, line, Unix time
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,3 +34,38 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     client: str | None = None
     error_type: str | None = None
     stopped: Stopped | None = None
+    route: str = ""  # a plugin's path as declared, when one answered
+    items: int | None = None  # events of a stream, messages to the client of a socket
+    ended: str | None = None  # why a socket ended: see `runner.plugins.realtime`
+
+
+Kind = Literal["queued", "started", "log", "progress", "output", "completed", "gap"]
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One line of a request's event log. A `gap` stands for lost ones; its number is the last of them."""
+
+    seq: int  # from 1, without holes
+    kind: Kind
+    data: bytes  # JSON, ASCII only
+    at: float  # seconds since 1970
+
+
+def as_sse(event: Event) -> bytes:
+    """The event as server-sent: its number is the `id` that `Last-Event-ID` names."""
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.seq, event.kind.encode(), event.data)
+
+
+def ascii_only(encoded: bytes) -> bytes:
+    """The same JSON text with all that is not ASCII as \\u escapes, so that no chunk cuts a character."""
+    if encoded.isascii():
+        return encoded
+    return "".join(c if c < "\x80" else _escape(c) for c in encoded.decode()).encode("ascii")
+
+
+def _escape(character: str) -> str:
+    point = ord(character)
+    if point < 0x10000:
+        return f"\\u{point:04x}"
+    point -= 0x10000
+    return f"\\u{0xD800 + (point >> 10):04x}\\u{0xDC00 + (point & 0x3FF):04x}"

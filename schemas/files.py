@@ -1,11 +1,14 @@
-"""Files as inputs: a URL, a data: URI or an upload, read only when the endpoint asks for it.
+"""Files in and out: a URL, a data: URI, an upload, or bytes that the endpoint made.
 
 A `File` stands for bytes that may lie elsewhere. Parsing one checks its URL and never downloads.
 `as_bytes()`, `open()`, `save()` and their async twins fetch it once, into a temporary file without
 a name, which is gone when nobody holds the File. What cannot be fetched is the caller's fault: an
-InvalidInput at the field where the File stood. How to download is not decided here: a `Download`
-is attached to each File of a request before the endpoint runs. Reading blocks its thread, so on
-the event loop only the async twins will download.
+InvalidInput at the field where the File stood. `from_bytes` and `from_path` make a File that
+callers can fetch: it is stored there and then, and what cannot be stored raises.
+
+How to download and where to store is not decided here: that is the `FileDepot` of the running service
+(see `storing`). Outside a service a File that was made stays in memory and shows itself as a data:
+URI. Reading and storing blocks its thread; async endpoints use the twins that end in `_async`.
 
 On the wire a File is `{"url", "content_type", "file_name", "file_size"}` or just the URL as a
 string. `__from_json__`, `__to_json__` and `__json_schema__` are what a codec needs to know of it;
@@ -26,13 +29,22 @@ import threading
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol, Self
+from typing import Any, BinaryIO, ClassVar, Protocol, Self
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from .problems import Fault, InvalidInput, RequestCancelled
-
-if TYPE_CHECKING:
-    import PIL.Image
+from .request import current_request
+from .storing import (
+    OWN,
+    PLAIN_ERRAND,
+    Errand,
+    Repository,
+    depot_of,
+    path_of,
+    put,
+    safe_media_type,
+    type_and_name,
+)
 
 Loc = tuple[str | int, ...]
 INVALID_URL = "value must be a valid URL"
@@ -47,15 +59,23 @@ class Unfetchable(Exception):
 
 
 class Content:
-    """Bytes in a temporary file without a name, and what their source said of them.
+    """Bytes in an open file, and what their source said of them: a temporary one without a name, or `file`.
 
-    Owned by the File they were fetched for. The file is closed, and so gone, with its last reader.
+    Owned by the File they were fetched for. The file is closed with its last reader, and the
+    temporary one is gone then.
     """
 
-    def __init__(self, *, content_type: str | None = None, file_name: str | None = None) -> None:
-        self.content_type, self.file_name = content_type, file_name
-        self.size = 0
-        self._file = tempfile.TemporaryFile(prefix="runner-", buffering=0)  # noqa: SIM115
+    def __init__(
+        self,
+        *,
+        content_type: str | None = None,
+        file_name: str | None = None,
+        file: BinaryIO | None = None,
+        size: int = 0,
+        folder: str | None = None,
+    ) -> None:
+        self.content_type, self.file_name, self.size = content_type, file_name, size
+        self._file: Any = file or tempfile.TemporaryFile(prefix="runner-", buffering=0, dir=folder)  # noqa: SIM115
 
     def append(self, chunk: bytes) -> None:
         """Add to the end. Only for whoever fills it, before anybody reads."""
@@ -83,11 +103,11 @@ class Content:
 class Download(Protocol):
     """Fetches a URL of http or https; raises Unfetchable, or RequestCancelled once `gone()` is true."""
 
-    def __call__(self, url: str, gone: Callable[[], bool]) -> Content: ...
+    def __call__(self, url: str, gone: Callable[[], bool], errand: Errand = PLAIN_ERRAND) -> Content: ...
 
 
 class File:
-    """A file that a caller sent: by URL, as a data: URI, or as an upload.
+    """A file that a caller sent, by URL, as a data: URI or as an upload; or one that goes to a caller.
 
     `content_type`, `file_name` (its last part only) and `file_size` (bytes) are what the caller
     said; reading fills in what is missing and corrects the size. Reading blocks: async endpoints
@@ -96,6 +116,7 @@ class File:
 
     fields: ClassVar[tuple[str, ...]] = ("url", "content_type", "file_name", "file_size")
     ui: ClassVar[str | None] = None  # the playground's widget
+    errand: ClassVar[Errand] = PLAIN_ERRAND  # how it is downloaded
 
     def __init__(
         self,
@@ -116,14 +137,73 @@ class File:
         self.file_size = file_size
 
     @classmethod
-    def from_bytes(
-        cls, data: bytes, content_type: str | None = None, file_name: str | None = None
-    ) -> Self:
-        """A file that is here already. The type, when not given, is guessed from the name."""
+    def received(cls, data: bytes, content_type: str | None = None, file_name: str | None = None) -> Self:
+        """A file that came with its request. It is stored only when it is sent on to a caller."""
         guessed = mimetypes.guess_type(file_name)[0] if file_name else None
         file = cls("data:,", content_type or guessed or "application/octet-stream", file_name, len(data))
         file._url, file._content = None, data
         return file
+
+    @classmethod
+    def from_bytes(
+        cls,
+        data: bytes,
+        content_type: str | None = None,
+        file_name: str | None = None,
+        repository: Repository = OWN,
+        fallback_repository: Repository | list[Repository] | None = None,
+        request: Any = None,
+        save_kwargs: dict[str, Any] | None = None,
+        fallback_save_kwargs: dict[str, Any] | None = None,
+    ) -> Self:
+        """Store `data` where callers can fetch it. Type and name are guessed from each other.
+
+        `repository` is "fal_v3" (the server's own store), "in_memory" (a data: URI) or a
+        FileRepository; `fallback_repository` is tried next. How long the file lives is said by the
+        headers of `request`, or else of the current request. Raises HTTPError 507 when there is no
+        room, ValueError for an unknown repository, and what a repository of the author's raises.
+        """
+        content_type, name = type_and_name(content_type, safe_name(file_name))
+        file = cls.received(data, content_type, name)
+        places = _places(repository, fallback_repository, save_kwargs, fallback_save_kwargs)
+        file._url = put(data, safe_media_type(content_type), name, places, request)
+        return file
+
+    @classmethod
+    def from_path(
+        cls,
+        path: str | os.PathLike[str],
+        content_type: str | None = None,
+        repository: Repository = OWN,
+        multipart: bool | None = None,
+        fallback_repository: Repository | list[Repository] | None = None,
+        request: Any = None,
+        save_kwargs: dict[str, Any] | None = None,
+        fallback_save_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Store a copy of the file at `path`, as `from_bytes` does, with bounded memory.
+
+        `multipart` and its `options` say how fal's client uploads, and change nothing here. A type
+        that was not given is guessed from the name, where fal would say application/octet-stream.
+        """
+        source = path_of(path)
+        content_type, name = type_and_name(content_type, safe_name(source.name))
+        places = _places(repository, fallback_repository, save_kwargs, fallback_save_kwargs)
+        url = put(source, safe_media_type(content_type), name, places, request)
+        if url is None:
+            return cls.received(source.read_bytes(), content_type, name)
+        return cls(url, content_type, name, source.stat().st_size)
+
+    @classmethod
+    async def from_bytes_async(cls, *arguments: Any, **options: Any) -> Self:
+        """As `from_bytes`, without blocking the event loop."""
+        return await asyncio.to_thread(cls.from_bytes, *arguments, **options)
+
+    @classmethod
+    async def from_path_async(cls, *arguments: Any, **options: Any) -> Self:
+        """As `from_path`, without blocking the event loop."""
+        return await asyncio.to_thread(cls.from_path, *arguments, **options)
 
     @property
     def url(self) -> str:
@@ -177,6 +257,11 @@ class File:
                 raise
         return target
 
+    async def save_async(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """As `save`, without blocking the event loop; cancelling it ends the download."""
+        with await self.open_async():
+            return await asyncio.to_thread(self.save, path, overwrite=overwrite)
+
     def invalid(self, message: str, *, type: str = "file_load_error") -> InvalidInput:
         """The error to raise when the bytes are not what this endpoint needs: 422 at the field."""
         shown = f"<binary {self.file_size} bytes>" if self._url is None else shortened(self._url)
@@ -212,9 +297,11 @@ class File:
             data = decode_data_uri(self._url)
             self.file_size = len(data)
             return data
-        if self._download is None:
+        depot = depot_of(current_request())
+        download = self._download or (depot.fetch if depot else None)
+        if download is None:
             raise RuntimeError("this File came with no request, so nothing here may download it")
-        content = self._download(self._url, gone)
+        content = download(self._url, gone, self.errand)
         self.content_type = self.content_type or content.content_type or "application/octet-stream"
         self.file_name = self.file_name or content.file_name
         self.file_size = content.size
@@ -250,7 +337,14 @@ class File:
         msg = "Input should be a URL, or an object with a url"
         raise InvalidInput([Fault(type="file_type", loc=(), msg=msg, input=value)])
 
+    def _store(self) -> None:
+        """Give an upload that goes out an address, once. Without a service it stays a data: URI."""
+        if self._url is None and isinstance(self._content, bytes):
+            name = self.file_name or type_and_name(self.content_type, None)[1]
+            self._url = put(self._content, safe_media_type(self.content_type), name, [(OWN, {})])
+
     def __to_json__(self) -> dict[str, Any]:
+        self._store()
         return {name: getattr(self, name) for name in self.fields}
 
     @classmethod
@@ -300,56 +394,23 @@ class File:
         return cls.__json_schema__()
 
 
-class Audio(File):
-    """A File that is sound."""
-
-    ui = "audio"
-
-
 class Video(File):
     """A File that is a film."""
 
     ui = "video"
 
 
-class Image(File):
-    """A File that is a picture; `width` and `height` in pixels when the caller gave them."""
-
-    fields = (*File.fields, "width", "height")
-    ui = "image"
-
-    def __init__(
-        self,
-        url: str,
-        content_type: str | None = None,
-        file_name: str | None = None,
-        file_size: int | None = None,
-        width: int | None = None,
-        height: int | None = None,
-    ) -> None:
-        super().__init__(url, content_type, file_name, file_size)
-        self.width, self.height = width, height
-
-    def to_pil(self, mode: str = "RGB") -> PIL.Image.Image:
-        """The picture, upright and in `mode`. InvalidInput when it is none, or one of too many pixels."""
-        import PIL.Image
-        import PIL.ImageOps
-
-        with self.open() as file:
-            try:
-                picture = PIL.Image.open(file, formats=PICTURES)
-                if picture.width * picture.height > MOST_PIXELS:
-                    raise ValueError(f"{picture.width} x {picture.height} pixels are more than {MOST_PIXELS}")
-                return PIL.ImageOps.exif_transpose(picture).convert(mode)
-            except Exception as error:  # whatever a decoder says of bytes that strangers made
-                reason = "it is not a picture of a known format" if isinstance(error, PIL.UnidentifiedImageError) else error
-                raise self.invalid(f"Image could not be read: {reason}", type="image_load_error") from None
-
-
 INTEGERS = {"file_size", "width", "height"}
-# Raster formats only: Pillow hands others, EPS for one, to programs that run what is in them.
-PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-MOST_PIXELS = 64 * 1024 * 1024  # 192 MiB in RGB: larger than cameras make, and no bomb
+
+
+def _places(
+    repository: Repository,
+    fallback: Repository | list[Repository] | None,
+    options: dict[str, Any] | None,
+    fallback_options: dict[str, Any] | None,
+) -> list[tuple[Repository, dict[str, Any]]]:
+    others = fallback if isinstance(fallback, list) else [] if fallback is None else [fallback]
+    return [(repository, options or {}), *((other, fallback_options or {}) for other in others)]
 
 
 def checked_url(url: str) -> str:

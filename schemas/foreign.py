@@ -31,6 +31,16 @@ def merge_starlette(response: Response, injected: Any) -> None:
         response.after = injected.background
 
 
+def headers_of(foreign: Any) -> dict[str, str]:
+    """The headers of a Starlette Response, repeated ones joined, without its length."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in foreign.raw_headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if name != "content-length":
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
 class ForeignResponse(Response):
     """A Starlette Response that an endpoint returned: an ASGI app, which sends itself."""
 

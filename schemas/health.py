@@ -28,12 +28,19 @@ MAY_BECOME = {
 
 
 class Health:
-    """The one owner of the service's state. Made by the service; only it and its lanes change it."""
+    """The one owner of the service's state. Made by the service; it, its lanes and its checks change it.
+
+    While anything ails it, by whatever cause, it is unhealthy; when nothing does any more, ready again.
+    """
 
     def __init__(self) -> None:
         self.state = State.STARTING
         self.reason: str | None = None
+        self._ailments: dict[str, str] = {}  # what is wrong, by its cause
         self._listeners: list[Callable[[State], None]] = []
+        self._suspicious: list[Callable[[], None]] = []
+        self._ends: list[Callable[[], None]] = []
+        self.exit_code: int | None = None  # set when the process shall be replaced
 
     def become(self, state: State, reason: str | None = None) -> bool:
         """Move to `state` if the table allows it from here; return whether it did."""
@@ -42,11 +49,52 @@ class Health:
         self.state, self.reason = state, reason
         for listener in self._listeners:
             listener(state)
+        if state is State.READY:
+            self._judge()
         return True
+
+    def ail(self, cause: str, reason: str) -> None:
+        """Something is wrong: unhealthy until `recover` of the same cause."""
+        self._ailments[cause] = reason
+        self._judge()
+
+    def recover(self, cause: str) -> None:
+        """What was wrong by this cause is right again."""
+        if self._ailments.pop(cause, None) is not None:
+            self._judge()
+
+    def _judge(self) -> None:
+        if self._ailments:
+            reason = "; ".join(self._ailments.values())
+            if not self.become(State.UNHEALTHY, reason) and self.state is State.UNHEALTHY:
+                self.reason = reason
+        elif self.state is State.UNHEALTHY:
+            self.become(State.READY)
+
+    def suspect(self) -> None:
+        """Somebody wants the app checked now, and one failure to count."""
+        for listener in self._suspicious:
+            listener()
+
+    def replace(self, exit_code: int, reason: str) -> None:
+        """The process is beyond help: it shall end with `exit_code`, for another to take its place."""
+        if self.exit_code is None:
+            self.exit_code = exit_code
+            self.ail("replacement", reason)
+            for listener in self._ends:
+                listener()
+
+    def watch_replacement(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when the process shall be replaced."""
+        self._ends.append(listener)
 
     def watch(self, listener: Callable[[State], None]) -> None:
         """Call `listener` with every new state."""
         self._listeners.append(listener)
+
+    def watch_suspicion(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever somebody suspects."""
+        self._suspicious.append(listener)
 
     @property
     def takes_requests(self) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from functools import cached_property
-from typing import Any, Protocol
-from urllib.parse import parse_qsl
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import parse_qsl, quote
 
 from .asgi import Scope
+from .connection import Shortcuts
+
+if TYPE_CHECKING:
+    from .storing import FileDepot
 
 
 class Cancellable(Protocol):
@@ -37,6 +41,14 @@ class Never:
     def forget(self, listener: Callable[[], object]) -> None: ...
 
 
+class BodyStream(Protocol):
+    """A request's body on its way in, in order and once. `ended` is true when it was read to its end."""
+
+    @property
+    def ended(self) -> bool: ...
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
 class Request:
     """One request while it is served: who asked for what. Owned by the service, read by everybody.
 
@@ -53,6 +65,7 @@ class Request:
         path: str = "",
         body: bytes = b"",
         token: Cancellable | None = None,
+        depot: FileDepot | None = None,
     ) -> None:
         self.id = id
         self.scope: Scope = scope if scope is not None else {}
@@ -62,7 +75,23 @@ class Request:
         self.path_parameters: Mapping[str, str] = {}
         self.token: Cancellable = token or Never()
         self.place: Any = None  # in the lane, while an endpoint runs for this request
+        self.depot = depot  # of its service: where its Files are fetched and kept
+        self.stream: BodyStream | None = None  # the body, for a route that reads it part by part
+        # Set for a job of the queue, which waits in a line of its own: notes for good that the
+        # work begins. Asked once the job has its place; the work waits for it, and does not begin
+        # if it raises.
+        self.begin: Callable[[], Awaitable[None]] | None = None
+        self.from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
+        self.log: Any = None  # its EventLog, for requests that keep one
+        self.shortcuts: Shortcuts | None = None  # past ASGI, when a protocol of ours has it on a connection
         self._first: dict[bytes, bytes] | None = None
+
+    def send_on(self, path: str, query: str) -> None:
+        """Let another path of this server answer. For interceptors: nothing is routed yet."""
+        full, raw_query = self.scope.get("root_path", "") + path, query.encode("latin-1", "replace")
+        self.scope = {**self.scope, "path": full, "raw_path": quote(full).encode(), "query_string": raw_query}
+        self.path = path
+        self.__dict__.pop("query", None)
 
     @property
     def request_id(self) -> str | None:
@@ -100,17 +129,22 @@ class Request:
     @cached_property
     def lifecycle_preference(self) -> dict[str, Any] | None:
         """How long outputs shall live, from `x-fal-object-lifecycle-preference`; None if absent or malformed."""
-        text = self.headers.get("x-fal-object-lifecycle-preference")
-        try:
-            value = json.loads(text) if text else None
-        except ValueError:
-            return None
-        return value if isinstance(value, dict) else None
+        return lifecycle_of(self.headers)
 
     @property
     def cancelled(self) -> bool:
         """True once somebody asked this request to stop."""
         return self.token.cancelled
+
+
+def lifecycle_of(headers: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `headers` wish of the life of files (contract 4.2); None if absent or malformed."""
+    text = headers.get("x-fal-object-lifecycle-preference") or headers.get("x-fal-object-lifecycle")
+    try:
+        value = json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 _current: ContextVar[Request] = ContextVar("runner_request")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, Self
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Protocol
 
 import msgspec
 
@@ -12,9 +12,12 @@ EVENTS = "text/event-stream"
 
 
 class Stream(Protocol):
-    """The parts of a body, in order. Whoever sends them closes it, also when it was never read."""
+    """The parts of a body, in order. Whoever sends them closes it, also when it was never read.
 
-    def __aiter__(self) -> Self: ...
+    One that sends events, each whole within a part, counts them in an attribute `items`.
+    """
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
     async def __anext__(self) -> bytes: ...
     async def aclose(self) -> None: ...
 
@@ -42,6 +45,29 @@ class Response:
         self.status = status
         self.headers = {name.lower(): value for name, value in headers.items()} if headers else {}
         self.media_type = media_type
+
+
+class StreamingResponse(Response):
+    """An answer in parts that the app frames itself: `content` yields str or bytes, sync or async.
+
+    With `media_type="text/event-stream"` each part is `data: ...` and an empty line. Sync content
+    runs where sync endpoints run, and is closed when the caller leaves. The names of the arguments
+    are Starlette's, whose own class works as well.
+    """
+
+    __slots__ = ("content",)
+
+    def __init__(
+        self,
+        content: Any,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        media_type: str | None = None,
+        background: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        super().__init__(b"", status_code, headers, media_type)
+        self.content = content
+        self.after = background
 
 
 def json_response(

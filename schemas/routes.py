@@ -79,12 +79,12 @@ class Routes(Generic[T]):
         for mount in self._mounts:
             if mount.host:
                 host = host if host is not None else _host(request)
-                if host != mount.host:
+                if not (host.startswith(mount.host[:-1]) if mount.host.endswith("*") else host == mount.host):
                     continue
             if request.path == mount.prefix:
-                return "/"
+                return mount.onto or "/"
             if request.path.startswith(f"{mount.prefix}/"):
-                return request.path[len(mount.prefix) :]
+                return mount.onto + request.path[len(mount.prefix) :]
         return request.path
 
     def _refusal(self, request: Request, methods: Mapping[str, T]) -> HTTPError:

@@ -8,24 +8,30 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from .app import AppSpec
+from .asgi import Receive, Send
 from .codec import Codec
 from .endpoint import Endpoint
+from .events import OnOutput
 from .health import Health
+from .queue import QueueStore
 from .request import Request
 from .response import Response
 from .settings import Settings
+from .storing import FileDepot
 
 Call = Callable[[Request, dict[str, Any]], Awaitable[Response]]
 Wrapper = Callable[[Call], Call]
 Bind = Callable[[Request], dict[str, Any]]
 BindWrapper = Callable[[Bind], Bind]
+Check = Callable[[], Awaitable[str | None]]  # of the app's health; None: well, else what is wrong
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
     """A prefix under which the app answers as well, on one host or on every one."""
 
     prefix: str  # "/run/local/my-app"
-    host: str = ""  # without port; "" for every host
+    host: str = ""  # without port; "" for every host, "queue.*" for those that begin so
+    onto: str = ""  # the path that stands in place of the prefix
 
 
 class Answer(NamedTuple):
@@ -33,14 +39,45 @@ class Answer(NamedTuple):
 
     answer: Callable[[Request], Response | Awaitable[Response]]
     endpoint: Endpoint | None = None
+    streams_in: bool = False
+    path: str = ""  # as declared by the plugin
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """A path that a plugin answers: `answer` is called with the request, its body read."""
+    """A path that a plugin answers: `answer` is called with the request, its body read.
+
+    With `streams_in` the body is not read: `answer` reads it part by part from `request.stream`,
+    which ends at `max_file_bytes` instead of `max_body_bytes`.
+    """
 
     method: str
     path: str  # may hold {name} parts, found in `request.path_parameters`
     answer: Callable[[Request], Awaitable[Response] | Response]
+    streams_in: bool = False
+
+
+class RunningView(Protocol):
+    """The requests that run now."""
+
+    def stop(self, request: Request, reason: str) -> None:
+        """Stop `request`: by its author's cancel endpoint if there is one, then by its token."""
+        ...
+
+
+class Logs(Protocol):
+    """Event logs by the id they are read under: `runner.plugins.eventlog.EventLogs`."""
+
+    def add(self, log: Any) -> Any:
+        """Keep an `EventLog` until a while after its end."""
+        ...
+
+    def also_in(self, find: Callable[[str], Any]) -> None:
+        """Ask `find` too: it gives the log of an id, or None. For plugins that keep their own."""
+        ...
+
+    def find(self, id: str) -> Any:
+        """The log that is read under `id`, or None."""
+        ...
 
 
 class ServiceView(Protocol):
@@ -59,8 +96,51 @@ class ServiceView(Protocol):
         """`places`, `running`, `waiting` and `ghosts` of the app's lane, as they are now."""
         ...
 
+    @property
+    def depot(self) -> FileDepot | None:
+        """Where Files are fetched and kept; None when the plugin files is left out."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """Where this server listens, as far as it knows: what another machine must call may differ."""
+        ...
+
+    @property
+    def logs(self) -> Logs:
+        """The event logs of requests that have one."""
+        ...
+
     def codec(self, type: Any) -> Codec:
         """The codec of `type`, made once and kept."""
+        ...
+
+    @property
+    def output_observers(self) -> tuple[OnOutput, ...]: ...
+    @property
+    def tallies(self) -> dict[str, Callable[[], Mapping[str, float]]]:
+        """What plugins count, by name: `/health` shows it, `/metrics` has it as `runner_{name}_…`."""
+        ...
+
+    @property
+    def queue_store(self) -> QueueStore | None:
+        """What the hook of that name gave; known before `register_routes` is asked."""
+        ...
+
+    @property
+    def running_now(self) -> RunningView: ...
+    @property
+    def health_checks(self) -> Mapping[str, Check]:
+        """What the hook of that name gave, by name; known before `lifespan` is asked."""
+        ...
+
+    async def beside(self, function: Callable[[], Any]) -> Any:
+        """Call a sync or async function of the app past its places, a sync one in a thread."""
+        ...
+
+
+    async def perform(self, request: Request, receive: Receive, send: Send) -> None:
+        """Answer a request that did not come over the wire as if it had; `receive` and `send` are ASGI's."""
         ...
 
     @property

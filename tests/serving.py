@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -66,9 +67,17 @@ class Runner:
                 raise AssertionError(f"{event} {fields} was not logged; the log:\n{self.log}")
         return self.events(event, **fields)[times - 1]
 
+    def wait_for_printed(self, pattern: str, *, times: int) -> list[Any]:
+        """What `pattern` finds on stdout, waiting until it does so `times` times."""
+        with self._news:
+            if not self._news.wait_for(lambda: len(re.findall(pattern, "\n".join(self.printed))) >= times, GUARD_SECONDS):
+                raise AssertionError(f"{pattern} was not printed; it was:\n" + "\n".join(self.printed))
+            return re.findall(pattern, "\n".join(self.printed))
+
     @property
     def log(self) -> str:
-        return "\n".join(line["text"] if line["event"] == "raw" else json.dumps(line) for line in self.lines)
+        """Its last lines, for a test that fails."""
+        return "\n".join(line["text"] if line["event"] == "raw" else json.dumps(line) for line in self.lines[-60:])
 
     @property
     def url(self) -> str:

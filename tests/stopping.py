@@ -93,12 +93,8 @@ class Running:
 
 async def stop_once_begun(worker: Worker, work: Callable[[Callable[[], None]], Any], limits: Limits = LIMITS) -> Call:
     """Run `work`, which is given a function to call where it shall be stopped, and stop it there."""
-    running: Running
-
-    def begin() -> Any:
-        return work(lambda: running.has_begun())
-
-    running = worker.start(begin)
+    running = Running(Call(Token()))  # before the thread may look for it
+    worker.start(lambda: work(running.has_begun), running=running)
     async with asyncio.timeout(GUARD):
         await running.begun.wait()
     return await running.stop(limits)

@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -16,7 +16,7 @@ import anyio.from_thread
 import pytest
 from runner.plugins.cancellation import Call, Limits, Token, checkpoint, install, shield, uninstall
 from runner.schemas.problems import RequestCancelled
-from stopping import Worker, layers, stop_once_begun
+from stopping import Running, Worker, layers, stop_once_begun
 
 Begun = Callable[[], None]
 
@@ -183,6 +183,28 @@ async def test_a_swallowed_cancel_is_counted_and_sent_again(worker: Worker) -> N
     assert call.swallowed == 1
 
 
+async def test_a_cancel_that_lands_in_a_destructor_is_not_the_authors_fault(worker: Worker) -> None:
+    class Last:
+        def __del__(self) -> None:
+            checkpoint()
+
+    def work(begun: Begun) -> None:
+        begun()
+        last = Last()
+        with shield():
+            while not call_of_this_thread().token.cancelled:
+                pass
+            abs(-1)
+            call_of_this_thread().shields -= 1  # as if the block were over
+            del last
+            call_of_this_thread().shields += 1
+
+    call = await stop_once_begun(worker, work)
+
+    assert isinstance(call.error, RequestCancelled)
+    assert call.swallowed == 0
+
+
 async def test_work_that_swallows_its_cancel_and_returns_keeps_its_value(worker: Worker) -> None:
     def work(begun: Begun) -> str:
         with contextlib.suppress(BaseException):
@@ -295,6 +317,64 @@ async def test_a_thread_that_outlives_its_request_is_left_to_itself(worker: Work
     assert await asyncio.to_thread(result.get) == "done"
 
 
+# --- waits
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda: queue.Queue[int]().get(),
+        lambda: threading.Event().wait(),
+        lambda: threading.Semaphore(0).acquire(),
+        lambda: Future[int]().result(),
+    ],
+    ids=["queue", "event", "semaphore", "future"],
+)
+async def test_a_thread_that_waits_is_woken(worker: Worker, wait: Callable[[], Any]) -> None:
+    def work(begun: Begun) -> None:
+        begun()
+        wait()
+
+    call = await stop_once_begun(worker, work)
+
+    assert isinstance(call.error, RequestCancelled)
+    assert call.layer == "scope"
+
+
+async def test_others_who_wait_for_the_same_are_not_woken(worker: Worker) -> None:
+    event, woken = threading.Event(), queue.SimpleQueue[bool]()
+    other = threading.Thread(target=lambda: woken.put(event.wait()))
+    other.start()
+
+    def work(begun: Begun) -> None:
+        begun()
+        event.wait()
+
+    await stop_once_begun(worker, work)
+
+    assert woken.empty()
+    event.set()
+    assert await asyncio.to_thread(woken.get) is True
+    other.join()
+
+
+async def test_a_clean_up_that_waits_is_let_wait(worker: Worker) -> None:
+    helper_done = threading.Event()
+
+    def work(begun: Begun) -> None:
+        try:
+            spin(begun)
+        finally:
+            worker.loop.call_soon_threadsafe(helper_done.set)
+            helper_done.wait()
+
+    call = await stop_once_begun(worker, work)
+
+    assert helper_done.is_set()
+    assert isinstance(call.error, RequestCancelled)
+    assert call.swallowed == 0
+
+
 # --- anyio
 
 
@@ -310,11 +390,11 @@ async def test_anyio_s_functions_for_worker_threads_work_in_the_lane(worker: Wor
 
 
 async def test_check_cancelled_sees_the_scope_of_the_request(worker: Worker) -> None:
-    begun, cancelled = asyncio.Event(), threading.Event()
+    begun, cancelled = asyncio.Event(), queue.SimpleQueue[None]()
 
     def work() -> None:
         worker.loop.call_soon_threadsafe(begun.set)
-        cancelled.wait()
+        cancelled.get()
         anyio.from_thread.check_cancelled()
 
     with anyio.CancelScope() as scope:
@@ -323,7 +403,7 @@ async def test_check_cancelled_sees_the_scope_of_the_request(worker: Worker) -> 
         await begun.wait()
         scope.cancel()
         token.cancel("client_cancelled")
-        cancelled.set()
+        cancelled.put(None)
         with anyio.CancelScope(shield=True):
             await running.out.wait()
 
@@ -335,18 +415,19 @@ async def test_check_cancelled_sees_the_scope_of_the_request(worker: Worker) -> 
 
 
 async def test_a_thread_that_does_not_come_back_is_a_ghost_and_then_asks_for_a_replacement(worker: Worker) -> None:
-    let_go = threading.Event()
+    let_go = queue.SimpleQueue[None]()  # waits in C
     told: list[str] = []
 
     def work() -> None:
         running.has_begun()
-        let_go.wait()
+        let_go.get()
 
     def replace(call: Call) -> None:
         told.append("replace")
-        let_go.set()
+        let_go.put(None)
 
-    running = worker.start(work)
+    running = Running(Call(Token()))
+    worker.start(work, running=running)
     await running.begun.wait()
     call = await running.stop(
         Limits(quarantine_seconds=0.01, replace_seconds=0.02),

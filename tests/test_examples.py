@@ -61,3 +61,17 @@ def test_make_run_hears_the_recording_within_150_milliseconds() -> None:
     for (start, end), truth in zip(heard, spoken, strict=True):
         assert abs(start - truth["start"]) <= 0.15
         assert abs(end - truth["end"]) <= 0.15
+
+
+def test_the_language_model_streams_the_characters_that_it_also_writes_at_once() -> None:
+    with serving(HOUSE / "examples" / "tokens.py") as runner:
+        asked = {"prompt": "The tide ", "length": 60, "temperature": 0.2}
+        events = runner.post("/stream", asked).text.removesuffix("\n\n").split("\n\n")
+        whole = runner.post("/", asked).json()["text"]
+        line = runner.wait_for("request.finished", path="/stream")
+
+    tokens = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert [token["at"] for token in tokens] == list(range(60))
+    assert "".join(token["text"] for token in tokens) == whole
+    assert any(word in whole for word in ("comes in", "goes out"))
+    assert line["items"] == 60

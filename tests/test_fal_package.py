@@ -435,7 +435,7 @@ def asked(path: str, *bodies: Any, method: str = "POST", **headers: str) -> list
 
 REQUESTS = [
     *asked("/", {"prompt": "a"}, {"prompt": "a", "steps": "3", "more": 1}, {"prompt": "", "steps": 9}, {"prompt": None}, {}),
-    *asked("/", {"prompt": 3, "steps": True}, [], "text", 3, None, b"", b"{", b'{"prompt":"a",}', b'{"prompt":"\\ud800"}'),
+    *asked("/", {"prompt": 3, "steps": True}, [], "text", 3, None, b"", b"{", b'{"prompt":"a",}'),
     *asked("/", b'{"prompt":"a"}', content_type="text/plain"),
     *asked("/", b'{"prompt":"a"}', content_type="application/vnd.mine+json"),
     *asked("/async", {"prompt": "a"}, x_mine="m"),
@@ -537,3 +537,41 @@ def value_of(text: str) -> Any:
 
 def read(status: int, body: str, headers: dict[str, str]) -> tuple[int, Any, dict[str, str]]:
     return status, json.loads(body) if body else None, headers
+
+
+MAKES_FILES = """
+import fal
+from fal.toolkit import File, Image
+from PIL import Image as Pictures
+from pydantic import BaseModel
+
+class Output(BaseModel):
+    image: Image
+    file: File
+    path: File
+
+class Painter(fal.App):
+    @fal.endpoint("/")
+    def paint(self) -> Output:
+        with open("made.txt", "w") as file:
+            file.write("from a path")
+        return Output(
+            image=Image.from_pil(Pictures.new("RGB", (4, 2), "red"), "jpeg"),
+            file=File.from_bytes(b"bytes", "text/plain", "a.txt"),
+            path=File.from_path("made.txt", "text/plain"),
+        )
+"""
+
+
+def test_check_28_files_that_an_app_of_the_package_makes_lie_in_our_store(fal_python: Path, tmp_path: Path) -> None:
+    (tmp_path / "painter.py").write_text(MAKES_FILES)
+    command = [fal_python, HERE / "runner.py", "painter.py", "--port", "0", "--log-format", "json", "--data-dir", str(tmp_path)]
+    with running(command, cwd=tmp_path) as runner:
+        runner.wait_for("app.ready")
+        answer = runner.post("/", headers={"x-fal-object-lifecycle-preference": '{"expiration_duration_seconds": 60}'}).json()
+        kept = {name: runner.get(file["url"]) for name, file in answer.items()}
+
+    assert {name: file.status_code for name, file in kept.items()} == {"image": 200, "file": 200, "path": 200}
+    assert all(file["url"].startswith(f"{runner.url}/files/") for file in answer.values())
+    assert (kept["file"].text, kept["path"].text, kept["image"].content[:2]) == ("bytes", "from a path", b"\xff\xd8")
+    assert int(kept["file"].headers["cache-control"].partition("max-age=")[2].partition(",")[0]) <= 60

@@ -31,10 +31,10 @@ import pydantic
 import pytest
 import typing_extensions
 from runner.plugins import files as plugin
-from runner.plugins.files import Fetcher
+from runner.plugins.files import Audio, Depot, Fetcher, Image
 from runner.plugins.types import bind, describe, type_codec
 from runner.schemas.endpoint import Mark
-from runner.schemas.files import Audio, File, Image, Unfetchable, Video, checked_url, safe_name
+from runner.schemas.files import File, Unfetchable, Video, checked_url, safe_name
 from runner.schemas.problems import ConfigError, HTTPError, InvalidInput, RequestCancelled
 from runner.schemas.request import Request, enter_request
 from runner.schemas.settings import Settings
@@ -183,7 +183,8 @@ class Input(msgspec.Struct):
 def served(method: Any, *, allowed: Iterable[str] = ()) -> Callable[[Request], dict[str, Any]]:
     """A request to what `method` is called with, through the plugin's hooks, as the service will."""
     endpoint = describe(method, Mark(path="/"), owner="App")
-    service: Any = SimpleNamespace(settings=Settings(allow_private_hosts=list(allowed)))
+    settings = Settings(allow_private_hosts=list(allowed))
+    service: Any = SimpleNamespace(settings=settings, depot=Depot(plugin.file_store(settings), settings))
     bound = bind(endpoint, type_codec)  # type: ignore[arg-type]
     if (wrap := plugin.wrap_bind(endpoint, service)) is not None:
         bound = wrap(bound)
@@ -278,14 +279,20 @@ def test_malformed_base64_is_refused_at_its_field(payload: str) -> None:
 
 @pytest.mark.parametrize(
     "url", ["", "x", "file:///etc/passwd", "gopher://127.0.0.1/", "ftp://h/x", "http://", "http:///x", "https://h:99999/", "http://h:0/",
-            "http://a b/", "http://[::1", "http://h/\nx", "http://h\\@i/", "data:x", "javascript:alert(1)", "blob:http://h/1", "http://h/\ud800",
-            "data:,\ud800"],
+            "http://a b/", "http://[::1", "http://h/\nx", "http://h\\@i/", "data:x", "javascript:alert(1)", "blob:http://h/1"],
 )  # fmt: skip
 def test_what_is_not_a_url_is_refused_when_it_is_parsed(url: str) -> None:
     (fault,) = faults(served(transcribe), post({"audio": url}))
 
     assert (fault["type"], fault["loc"]) == ("value_error", ["body", "audio"])
     assert fault["msg"] == "Value error, value must be a valid URL"
+
+
+@pytest.mark.parametrize("url", ["http://h/\ud800", "data:,\ud800"])
+def test_half_a_character_is_refused_with_the_json_that_holds_it(url: str) -> None:
+    (fault,) = faults(served(transcribe), post({"audio": url}))
+
+    assert (fault["type"], fault["loc"]) == ("json_invalid", ["body", json.dumps({"audio": url}).index("\\ud800")])
 
 
 class Model(pydantic.BaseModel):
@@ -386,7 +393,7 @@ def test_endpoints_without_files_are_left_alone() -> None:
     def method(self: Any, input: Node, n: int = 1) -> None: ...
 
     endpoint = describe(method, Mark(path="/"), owner="App")
-    service: Any = SimpleNamespace(settings=Settings())
+    service: Any = SimpleNamespace(settings=Settings(), depot=None)
     assert plugin.wrap_call(endpoint, service) is None
     assert plugin.wrap_bind(endpoint, service) is None
 
@@ -425,7 +432,7 @@ def test_names_lose_what_means_something_to_a_file_system(name: str | None, kept
 
 
 def test_an_upload_shows_itself_as_a_data_uri_and_an_output_has_the_fields_of_fal() -> None:
-    image = Image.from_bytes(b"ab", file_name="x.png")
+    image = Image.received(b"ab", file_name="x.png")
 
     assert json.loads(type_codec(Image).encode(image)) == {  # type: ignore[union-attr]
         "url": "data:image/png;base64,YWI=", "content_type": "image/png", "file_name": "x.png", "file_size": 2, "width": None, "height": None,
@@ -803,7 +810,7 @@ def resolve_names(host: str, port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("url", HOSTILE)
-def test_no_spelling_of_an_address_leads_into_our_network(url: str, bait: socket.socket, connects: list[Any]) -> None:
+def test_behaviour_38_no_spelling_of_an_address_leads_into_our_network(url: str, bait: socket.socket, connects: list[Any]) -> None:
     url = url.replace("{port}", str(bait.getsockname()[1]))
 
     with pytest.raises((Unfetchable, ValueError)):
@@ -812,7 +819,7 @@ def test_no_spelling_of_an_address_leads_into_our_network(url: str, bait: socket
 
 
 @pytest.mark.parametrize("url", [url for url in HOSTILE if not set(url) & set("\r\n") and url and not url.startswith("http:/127")])
-def test_no_redirect_leads_into_our_network(url: str, bait: socket.socket, connects: list[Any], site: Callable[..., Site]) -> None:
+def test_behaviour_38_no_redirect_leads_into_our_network(url: str, bait: socket.socket, connects: list[Any], site: Callable[..., Site]) -> None:
     url = url.replace("{port}", str(bait.getsockname()[1]))
     there = site(answer=lambda path: [moved(url)] if path == "/" else [b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"])
 

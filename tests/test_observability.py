@@ -46,6 +46,7 @@ class Service:
 
     def __init__(self) -> None:
         self.settings = Settings()
+        self.output_observers = ()
 
 
 def a_service() -> ServiceView:

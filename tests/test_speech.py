@@ -7,6 +7,7 @@ import functools
 import http.server
 import io
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import soundfile
 import torch
 from runner.plugins.registry import load_file
 from serving import HOUSE, Runner, serving
+from websockets.sync.client import connect
 
 import runner
 
@@ -265,3 +267,75 @@ def test_a_caller_who_leaves_during_a_download_ends_it(served: Runner, site: str
 
     assert Quiet.left.wait(10)
     heard(served.post("/", {"audio": DATA_URI}).json())
+
+
+# --- as it is spoken
+
+
+def spoken(answers: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """When somebody spoke, by the answers to pieces of sound; pauses of less than 0.1 s left out."""
+    found: list[list[float]] = []
+    for answer in answers:
+        if answer["speech"] and found and answer["at"] - found[-1][1] < 0.15:
+            found[-1][1] = answer["at"]
+        elif answer["speech"]:
+            found.append([answer["at"], answer["at"]])
+    return [(start, end) for start, end in found]
+
+
+@pytest.mark.parametrize("piece", [512, 800, 333])
+def test_a_socket_hears_the_recording_as_it_is_spoken(served: Runner, piece: int) -> None:
+    samples, _ = soundfile.read(io.BytesIO(WAV), dtype="int16")
+    answers = []
+    with connect(served.url.replace("http", "ws") + "/listen", proxy=None) as client:
+        for at in range(0, len(samples), piece):
+            client.send(msgspec.msgpack.encode({"samples": samples[at : at + piece].tobytes()}))
+            answers.append(msgspec.msgpack.decode(client.recv()))
+
+    found = spoken(answers)
+    assert len(found) == len(TRUTH["segments"])
+    for (start, end), true in zip(found, TRUTH["segments"], strict=True):
+        assert start == pytest.approx(true["start"], abs=TOLERANCE)
+        assert end == pytest.approx(true["end"], abs=2 * TOLERANCE)  # speech that has begun ends late
+
+
+def test_two_who_listen_at_once_do_not_hear_each_other(served: Runner) -> None:
+    samples, _ = soundfile.read(io.BytesIO(WAV), dtype="int16")
+    url = served.url.replace("http", "ws") + "/listen"
+    alone, beside = [], []
+    with connect(url, proxy=None) as client:
+        for at in range(0, 16_000 * 3, 1600):
+            client.send(msgspec.msgpack.encode({"samples": samples[at : at + 1600].tobytes()}))
+            alone.append(msgspec.msgpack.decode(client.recv()))
+    with connect(url, proxy=None) as client, connect(url, proxy=None) as other:
+        for at in range(0, 16_000 * 3, 1600):
+            other.send(msgspec.msgpack.encode({"samples": b"\0" * 3200}))
+            client.send(msgspec.msgpack.encode({"samples": samples[at : at + 1600].tobytes()}))
+            assert not msgspec.msgpack.decode(other.recv())["speech"]
+            beside.append(msgspec.msgpack.decode(client.recv()))
+
+    assert beside == alone
+    assert served.post("/", files={"audio": ("speech.wav", WAV)}).status_code == 200
+
+
+def test_the_page_sends_what_the_endpoint_takes(served: Runner) -> None:
+    """The page's own functions, in Node: a browser's microphone has any rate, the model one."""
+    if shutil.which("node") is None:
+        pytest.skip("Node is not installed")
+    page = (HOUSE / "examples" / "microphone.html").read_text()
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    check = """
+    const resample = resampler(48000, 16000), out = [];
+    for (let at = 0; at < 48000; at += 128) out.push(...resample(Float32Array.from({ length: 128 }, (_, i) => Math.sin((at + i) / 48000 * 2 * Math.PI * 200))));
+    console.log(JSON.stringify({ samples: packed(out) }));
+    """
+    done = subprocess.run(["node", "-e", script + check], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+    sent = np.frombuffer(base64.b64decode(json.loads(done.stdout)["samples"]), "<i2")
+    assert len(sent) == 16_000
+    expected = np.sin(np.arange(16_000) / 16_000 * 2 * np.pi * 200) * 32767
+    assert np.abs(sent - expected).max() < 1000
+    with connect(served.url.replace("http", "ws") + "/listen", proxy=None) as client:
+        client.send(done.stdout)
+        assert json.loads(client.recv())["at"] == pytest.approx(1.0, abs=0.032)

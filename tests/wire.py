@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import httptools
+from anyio.lowlevel import checkpoint
 from runner.plugins.http1 import Limits, Server
 from runner.plugins.server import listen, serve
 from runner.schemas.asgi import ASGIApp, Receive, Scope, Send
@@ -135,7 +136,7 @@ async def wire(app: ASGIApp | Callable[..., Awaitable[None]], limits: Limits | N
     any_app: Any = app
     with anyio.fail_after(GUARD_SECONDS):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(serve, any_app, Settings(), sock, server.stop.wait, None if stock else Server(limits))
+            tasks.start_soon(serve, any_app, Settings(), sock, server.stop, checkpoint, None if stock else Server(limits))
             try:
                 yield server
             finally:

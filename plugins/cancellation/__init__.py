@@ -9,9 +9,13 @@ loop is stopped by the request's anyio scope. Work in a lane's thread is a `Call
     call.py         the window in which a thread can be stopped, without a race at either end
     unwinding.py     which layer stops it, by where the thread is
     modules.py      a layer: `nn.Module` calls
+    waits.py        a layer: queues, events, futures
     edges.py        a layer: loops, Python 3.12+
     landing.py      where an asynchronous exception may land: the layer for all the rest
+    governor.py     a GPU's queue, kept short
     threads.py      what the work started is stopped too
+    lost.py         what lands where nobody can be told
+    fingerprint.py  whether a model was left half changed
     closing.py      frames, torch's state, the place: as before
     here.py         what authors call
 
@@ -25,15 +29,19 @@ import sys
 from .anyio_thread import current_scope, joined
 from .call import FLOOR, Call
 from .edges import edges
+from .fingerprint import Fingerprint
 from .here import checkpoint, shield
+from .lost import lost
 from .modules import boundary
 from .threads import inheritance
 from .token import Token
 from .unwinding import LIMITS, Limits, arm, unwind
+from .waits import waits
 
 __all__ = [
     "LIMITS",
     "Call",
+    "Fingerprint",
     "Limits",
     "Token",
     "arm",
@@ -68,10 +76,14 @@ class _Installed:
             boundary.look_for_torch()
             edges.install(FLOOR)
             inheritance.install()
+            lost.install()
+            waits.install()
 
     def uninstall(self) -> None:
         self._services -= 1
         if self._services == 0:
+            waits.remove()
+            lost.remove()
             inheritance.remove()
             edges.remove()
             boundary.remove()

@@ -58,6 +58,7 @@ class Call:
         self.layer = "returned"
         self.swallowed = 0
         self.retire = False
+        self.bytes_left = 0  # on the GPU after a cancel, more than before; of all threads together
         self.children: set[Call] = set()  # in threads that the work started
         self.lock = threading.Lock()  # owned for moments, by `send` and by the end of `invoke`
         self.phase = NEW
@@ -65,6 +66,7 @@ class Call:
         self.shields = 0  # depth of `shield()`; nothing is raised above 0
         self.raised = 0  # cancels raised in the thread, by whichever layer
         self.raised_by = "returned"
+        self.waits_on: threading.Condition | None = None  # while the thread waits for one
         self.sent = 0  # asynchronous exceptions set
         self.pending = False  # one is set and not delivered yet
         self.disturb = False  # the time for clean-up is over
@@ -98,12 +100,13 @@ class Call:
             take_back(self.thread, None)
         here.call = None
         closing.after(self)
+        del self, work, closing  # an error's frames keep this one, and so what it names
 
-    def send(self, *, again: bool = False) -> Sending:
+    def send(self, *, again: bool = False, strictly: bool = False) -> Sending:
         """Raise the cancel in the thread, if it would land where that is safe. Any thread may call this.
 
         `again` sends although the last one has not arrived: it may have been lost on its way, and
-        a second takes the place of the first.
+        a second takes the place of the first. `strictly`: see `landing.is_safe`.
         """
         with self.lock:
             if self.phase != RUNNING:
@@ -118,10 +121,10 @@ class Call:
             if frame is None or not HAS_GIL:
                 return "unsafe"
             at = frame.f_lasti
-            if not landing.is_safe(frame, FLOOR, into_cleanup=self.disturb):
+            if not landing.is_safe(frame, FLOOR, into_cleanup=self.disturb, strictly=strictly):
                 return "unsafe"
-            now = _frames()  # the thread may have moved while we thought
-            stayed = now.get(self.thread) is frame and frame.f_lasti == at
+            # It may have moved while we thought. The dict is not kept: our own frame is in it.
+            stayed = _frames().get(self.thread) is frame and frame.f_lasti == at
             if stayed and self.phase == RUNNING and not self.shields:
                 self.sent += 1
                 self.pending = True

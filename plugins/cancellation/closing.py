@@ -28,15 +28,17 @@ _CANCELS = (RequestCancelled, asyncio.CancelledError, concurrent.futures.Cancell
 class Closing:
     """One call's surroundings: looked at before the work, put right after it."""
 
-    __slots__ = ("state",)
+    __slots__ = ("allocated", "state")
 
-    def __init__(self, state: torch_state.State | None) -> None:
+    def __init__(self, state: torch_state.State | None, allocated: int) -> None:
         self.state = state
+        self.allocated = allocated  # bytes on the GPU
 
     @classmethod
     def before(cls, call: Call) -> Closing:
         boundary.look_for_torch()
-        return cls(torch_state.look(is_child=call.parent is not None))
+        allocated = boundary.governor.device.allocated() if boundary.governor is not None else 0
+        return cls(torch_state.look(is_child=call.parent is not None), allocated)
 
     def after(self, call: Call) -> None:
         """Never raises: a closing that fails retires the thread."""
@@ -59,6 +61,9 @@ class Closing:
         threads.part(call)
         if self.state is not None and not self.state.close(restore=cancelled):
             call.retire = True
+        if cancelled and boundary.governor is not None:
+            boundary.governor.drain()
+            call.bytes_left = boundary.governor.device.allocated() - self.allocated
 
 
 def is_cancel(error: BaseException) -> bool:
@@ -83,8 +88,8 @@ def scrub(error: BaseException) -> None:
     """Let go of the locals of every frame that `error` passed through. File and line stay readable."""
     for each in chain(error):
         traceback.clear_frames(each.__traceback__)
-    if is_cancel(error):
-        error.__context__ = error.__cause__ = None  # nobody logs how a cancel came about
+    if is_cancel(error):  # nobody logs how a cancel came about
+        error.__context__ = error.__cause__ = error.__traceback__ = None
 
 
 def drop_own_frame(error: BaseException) -> None:

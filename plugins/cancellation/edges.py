@@ -39,7 +39,9 @@ class Edges:
 
         def about_to_run(code: CodeType, at: int) -> object:
             watched = self._watched.get(id(code))
-            if watched is None or at not in watched[1]:
+            if watched is None:
+                return None  # about to be watched no more, and perhaps again later
+            if at not in watched[1]:
                 return skip
             call = here.call
             if call is None or not call.token.cancelled or call.shields:

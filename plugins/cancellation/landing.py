@@ -17,10 +17,12 @@ present instruction to that check. Refused are landings
 from __future__ import annotations
 
 import dis
+import sys
 import sysconfig
 import threading
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 STANDARD_LIBRARY = str(Path(sysconfig.get_path("stdlib")))
 OURS = str(Path(__file__).parents[1])  # plugins/: the lanes and all that an author's code calls of us
@@ -42,6 +44,7 @@ NEVER_IN_PARTS = (
     "/torch/_dynamo/", "/torch/_inductor/", "/torch/cuda/graphs.py", "/torch/autograd/grad_mode.py",
     "/torch/amp/autocast_mode.py", "/torch/utils/_contextlib.py", "/torch/overrides.py",
     "/torch/utils/_python_dispatch.py", "/torch/utils/_device.py",
+    "<string>",  # generated: short, and the guards of compiled code are among it
 )  # fmt: skip
 NEVER_NAMED = frozenset({"__enter__", "__exit__", "__aenter__", "__aexit__", "__del__", "acquire", "release", "__set_name__", "__init_subclass__"})
 TAKES_OR_FREES = frozenset({
@@ -54,8 +57,13 @@ FREE, HERE_ONLY, STACK = range(3)
 _THREAD_RUN = threading.Thread.run.__code__
 
 
-def is_safe(frame: FrameType, floor: CodeType, *, into_cleanup: bool = False) -> bool:
-    """Whether an exception set now lands well. Frames from `floor` on are not looked at."""
+def is_safe(frame: FrameType, floor: CodeType, *, into_cleanup: bool = False, strictly: bool = False) -> bool:
+    """Whether an exception set now lands well. Frames from `floor` on are not looked at.
+
+    `strictly` refuses to land in a function that the thread has yet to call, in a process in which
+    torch has compiled something.
+    """
+    strictly = strictly and _compiled_code_is_about()
     lands: bool | None = None  # None: in a caller of the frames seen so far
     at_top = True
     while True:
@@ -68,12 +76,25 @@ def is_safe(frame: FrameType, floor: CodeType, *, into_cleanup: bool = False) ->
         if lands is None:
             if place == HERE_ONLY:
                 return False
-            lands = _reading(code).lands(frame.f_lasti, returning=not at_top, into_cleanup=into_cleanup)
+            lands = _reading(code).lands(frame.f_lasti, returning=not at_top, into_cleanup=into_cleanup, strictly=strictly)
             if lands is False:
                 return False
         if frame.f_back is None:
             return False
         at_top, frame = False, frame.f_back
+
+
+def _compiled_code_is_about() -> bool:
+    """Whether anything was compiled by torch in this process.
+
+    A compiled function checks its guards before its first instruction, some of them in Python. An
+    exception that lands there is taken for a guard that failed: it is lost, and all is compiled
+    again. Nothing breaks, but it costs seconds.
+    """
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    # By backend; None stands for functions that were marked as not to be compiled.
+    backends: Any = getattr(dynamo, "cached_backends", None)
+    return bool(backends) and any(backend is not None for backend in backends.values())
 
 
 def may_raise_in(frame: FrameType, floor: CodeType, *, into_cleanup: bool = False) -> bool:
@@ -153,7 +174,7 @@ class _Reading:
         self.instructions = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG", "NOP")]
         self.index = {instruction.offset: k for k, instruction in enumerate(self.instructions)}
         self.finallies = _finally_bodies(code, self.instructions, self.index)
-        self._known: dict[tuple[int, bool, bool], bool | None] = {}
+        self._known: dict[tuple[int, bool, bool, bool], bool | None] = {}
 
     def is_finally(self, offset: int) -> bool:
         return self._at(offset) in self.finallies
@@ -164,19 +185,21 @@ class _Reading:
             offset -= 2
         return self.index.get(offset, 0)
 
-    def lands(self, offset: int, *, returning: bool, into_cleanup: bool) -> bool | None:
+    def lands(self, offset: int, *, returning: bool, into_cleanup: bool, strictly: bool) -> bool | None:
         """True: well. False: not. None: in the caller. `returning`: the callee of this call lands here."""
-        key = (offset, returning, into_cleanup)
+        key = (offset, returning, into_cleanup, strictly)
         if key not in self._known:
             k = self._at(offset)
             refused: frozenset[int] = frozenset() if into_cleanup else self.finallies
             if returning and self.instructions[k].opname in CALLS and not self._may_follow_call(k):
                 self._known[key] = False  # called by way of C, it lands right after this call
+            elif not returning and self.instructions[k].opname in CALLS:
+                self._known[key] = k not in refused and self._may_follow_call(k)  # it is in this call
             else:
-                self._known[key] = self._scan(k + returning, refused, 0)
+                self._known[key] = self._scan(k + returning, refused, strictly, 0)
         return self._known[key]
 
-    def _scan(self, k: int, refused: frozenset[int], depth: int) -> bool | None:
+    def _scan(self, k: int, refused: frozenset[int], strictly: bool, depth: int) -> bool | None:
         for _ in range(FAR):
             if k >= len(self.instructions) or k in refused:
                 return False
@@ -185,7 +208,7 @@ class _Reading:
             if name in REFUSED:
                 return False
             if name in CALLS:
-                return self._may_follow_call(k)
+                return not strictly and self._may_follow_call(k)
             if name in CHECKS:
                 return True
             if name in RETURNS:
@@ -195,9 +218,10 @@ class _Reading:
                 if name == "JUMP_FORWARD":
                     k = target
                     continue
-                # Both ways must be good. A conditional jump back is a check itself when taken.
-                if target > k and (depth > 3 or self._scan(target, refused, depth + 1) is False):
-                    return False
+                if target <= k:  # a `while` on 3.11: a check if it goes round, as it will but once
+                    return self._scan(k + 1, refused, strictly, depth + 1) is not False
+                if depth > 3 or self._scan(target, refused, strictly, depth + 1) is False:
+                    return False  # both ways must be good
             k += 1
         return False
 

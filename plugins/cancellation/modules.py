@@ -16,7 +16,7 @@ from collections.abc import Callable, Set
 from types import CodeType, FrameType
 from typing import Any
 
-from .governor import Governor
+from .governor import Governor, find_device, shield_captures
 from .here import here
 
 # What torch's own `__call__` looks up, 2.6 to 2.13. One that looks up more is called, not repeated.
@@ -32,12 +32,16 @@ class Boundary:
         self.governor: Governor | None = None
         self._module: Any = None
         self._original: Any = None
+        self._is_compiling: Callable[[], bool] = bool
+        self._undo: list[Callable[[], None]] = []
         self._codes: frozenset[CodeType] = frozenset()
 
     def look_for_torch(self) -> None:
         """Replace `nn.Module.__call__` if torch has been imported since we last looked."""
         if self._original is None and self.wanted and "torch.nn" in sys.modules:
             self._replace()
+        elif self._original is not None and self.governor is None and (device := find_device()) is not None:
+            self.govern(Governor(device))
 
     def _replace(self) -> None:
         torch = sys.modules["torch"]
@@ -45,7 +49,17 @@ class Boundary:
             return  # some thread is in the middle of importing it
         self._module = torch.nn.Module
         self._original = self._module.__call__
-        self._put(_replacement(self._original, torch.compiler.is_compiling, self.unwinding))
+        self._is_compiling = torch.compiler.is_compiling
+        self._put(_replacement(self._original, self._is_compiling, self.unwinding))
+
+    def govern(self, governor: Governor) -> None:
+        """Count module calls from now on. Asked once, when the process first has a GPU in use."""
+        self.governor = governor
+        plain = _replacement(self._original, self._is_compiling, self.unwinding)
+        self._put(_counting(plain, self._is_compiling, governor.count))
+        graph = getattr(sys.modules["torch"].cuda, "CUDAGraph", None)
+        if hasattr(graph, "capture_begin") and not self._undo:
+            self._undo.append(shield_captures(graph))
 
     def _put(self, replacement: Callable[..., Any]) -> None:
         self._module.__call__ = replacement
@@ -57,8 +71,10 @@ class Boundary:
         self.wanted = False
         if self._original is not None:
             self._module.__call__ = self._original
-            self._module = self._original = None
+            self._module = self._original = self.governor = None
             self._codes = frozenset()
+        while self._undo:
+            self._undo.pop()()
 
     def is_on_stack(self, frame: FrameType | None, floor: CodeType) -> bool:
         """Whether the thread is inside a module call, so that the next boundary is near."""
@@ -92,6 +108,17 @@ def _replacement(
         return self._call_impl(*args, **kwargs)
 
     return plain
+
+
+def _counting(
+    plain: Callable[..., Any], is_compiling: Callable[[], bool], count: Callable[[], None]
+) -> Callable[..., Any]:
+    def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_compiling():
+            count()
+        return plain(self, *args, **kwargs)
+
+    return counting
 
 
 def look_up() -> None:

@@ -3,6 +3,7 @@
     where the thread is                          who stops it             looked at again after
     ------------------------------------------   ----------------------   ---------------------
     outside the window, or in `shield()`         nobody: it is leaving    5 ms
+    waiting for a queue, event, future           we wake it               2 ms
     inside a module call, for the first 2 ms     the module boundary      what is left of these
     in a loop, Python 3.12+, for 20 ms           the loop's edge          2 ms
     where an exception lands well                an exception, sent       10 ms
@@ -27,6 +28,7 @@ import msgspec
 from .call import FLOOR, Call
 from .edges import edges
 from .modules import boundary
+from .waits import waits
 
 SWITCH_SECONDS = 0.0005  # how long another thread may keep the GIL while somebody is being stopped
 
@@ -39,6 +41,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     module_seconds: float = 0.002
     edge_seconds: float = 0.02
+    strict_seconds: float = 0.03  # of looking for a landing outside of what torch compiled
     cleanup_seconds: float = 1  # of an author's `except` and `finally`, since first seen at it
     quarantine_seconds: float = 10
     replace_seconds: float = 30
@@ -69,6 +72,8 @@ class Pursuit:
         frame = call.frame()
         if frame is None or call.shields:
             return 0.005
+        if waits.wake(call):
+            return 0.002
         elapsed = time.perf_counter() - self.started
         if elapsed < self.limits.module_seconds and boundary.is_on_stack(frame, FLOOR):
             return self.limits.module_seconds - elapsed
@@ -80,12 +85,13 @@ class Pursuit:
 
     def _send(self, call: Call) -> float:
         now = time.perf_counter()
-        outcome = call.send(again=now - self._sent_at > 0.1)
+        strictly = now - self.started < self.limits.strict_seconds
+        outcome = call.send(again=now - self._sent_at > 0.1, strictly=strictly)
         for _ in range(TRIES - 1):
             if outcome != "unsafe":
                 break
             time.sleep(0)  # let the thread run on to another place
-            outcome = call.send()
+            outcome = call.send(strictly=strictly)
         if outcome == "sent":
             self._sent_at, self._refusals = now, 0
             return 0.01

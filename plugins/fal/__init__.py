@@ -26,8 +26,10 @@ from ..hookspecs import hookimpl
 from .errors import answer_to
 from .installed import describe_fal_app
 from .modules import build_modules
+from .proxy import make_proxy
+from .repositories import own_repositories
 
-__all__ = ["describe_app", "lifespan", "map_error", "mount_app", "provide_modules", "response_headers"]
+__all__ = ["describe_app", "intercept_requests", "lifespan", "map_error", "mount_app", "provide_modules", "response_headers"]
 
 log = logging.getLogger("runner.fal")
 
@@ -49,6 +51,11 @@ def describe_app(target: type) -> AppSpec | None:
 @hookimpl
 def map_error(service: ServiceView) -> Callable[[BaseException], Response | None]:
     return answer_to
+
+
+@hookimpl
+def intercept_requests(service: ServiceView) -> Callable[[Request], Response | None]:
+    return make_proxy()
 
 
 @hookimpl
@@ -128,7 +135,8 @@ async def _current(service: ServiceView) -> AsyncIterator[None]:
         if hasattr(client, "set_get_current_app"):  # its calls pass on two headers of the request
             client.set_get_current_app(lambda: service.instance)
     try:
-        yield
+        with own_repositories(service.instance):
+            yield
     finally:
         if ref is not None:
             ref.current_app = None

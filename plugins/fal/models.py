@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 from .toolkit import ImageSizeConstraints, VideoNormalizationConfig, VideoValidationConfig, to_xfal
@@ -93,6 +95,34 @@ def ImageSizeField(
 ) -> Any:
     """A Field for an `image_size`: its limits stand under `x-fal` in the schema, `ui` beside them."""
     return _field(arguments, options, _shown(constraints), ui or {})
+
+
+MOST_URL, MOST_DATA = 2048, 10 * 1024 * 1024  # characters
+WEB_HOST = re.compile(r"(?:[\w-]+\.)+[a-z]{2,}\.?", re.IGNORECASE)
+
+
+def _checked_url(text: str) -> str:
+    """An https URL of a named host, or a data: URI, as fal's input types take them."""
+    url = text.strip()
+    if url[:5].lower() == "data:":
+        if len(url) > MOST_DATA:
+            raise ValueError(f"a data: URI has at most {MOST_DATA} characters here; upload the file and give its URL")
+        return url
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme == "https" and WEB_HOST.fullmatch(parts.hostname or "") is not None and len(url) <= MOST_URL
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"value must be an https URL of at most {MOST_URL} characters, or a data: URI")
+    return url
+
+
+def _input(widget: str) -> Any:
+    return Annotated[str, AfterValidator(_checked_url), WithJsonSchema({"type": "string", "ui": {"field": widget}})]
+
+
+FileInput, ImageInput, VideoInput, AudioInput = (_input(widget) for widget in ("file", "image", "video", "audio"))
 
 
 def FileField(*arguments: Any, ui: dict[str, Any] | None = None, **options: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from ...schemas.problems import ConfigError
 from ...schemas.request import current_request
-from . import errors, toolkit
+from . import downloads, errors, toolkit
 
 PYDANTIC_NAMES = {
     "fal.toolkit": (
@@ -32,14 +32,18 @@ PYDANTIC_NAMES = {
     ),
     "fal.toolkit.video": ("VideoField",),
 }  # fmt: skip
-FILES = {"fal.toolkit.audio": "Audio", "fal.toolkit.file": "File", "fal.toolkit.image": "Image", "fal.toolkit.video": "Video"}
+FILES = {
+    "fal.toolkit.audio": ("Audio",),
+    "fal.toolkit.file": ("File", "CompressedFile", "FileData", "FileRepository"),
+    "fal.toolkit.image": ("Image",),
+    "fal.toolkit.video": ("Video",),
+}
+INPUTS = ("AudioInput", "FileInput", "ImageInput", "VideoInput")
+PYDANTIC_NAMES["fal.toolkit.types"] = INPUTS
 for _package in FILES:  # each has a module of its own name, from which some apps import
     PYDANTIC_NAMES[f"{_package}.{_package.rpartition('.')[2]}"] = PYDANTIC_NAMES[_package]
 
-LATER = frozenset({
-    "CompressedFile", "FileInput", "ImageInput", "FileRepository", "KVStore", "download_file",
-    "download_model_weights", "read_image_from_url",
-})  # fmt: skip
+LATER = frozenset({"KVStore"})
 PACKAGES = ("fal", "fal.toolkit", "fal.toolkit.utils", *FILES)
 
 EXCEPTIONS = {
@@ -57,7 +61,7 @@ TOOLKIT_EXCEPTIONS = {
 UTILS = {
     name: getattr(toolkit, name)
     for name in ("DownloadError", "FAL_MODEL_WEIGHTS_DIR", "FAL_PERSISTENT_DIR", "FAL_REPOSITORY_DIR", "clone_repository")
-}
+} | {"download_file": downloads.download_file, "download_model_weights": downloads.download_model_weights}
 CONSTRAINTS = {
     name: getattr(toolkit, name)
     for name in (
@@ -70,6 +74,7 @@ def build_modules(names: Mapping[str, Any]) -> dict[str, ModuleType]:
     """Return every module by its full name. `names` is what `runner` exports."""
     marks = {name: names[name] for name in ("App", "HealthCheck", "endpoint", "realtime") if name in names}
     files = _files(names)
+    pictures = {"read_image_from_url": downloads.image_reader(names["Image"])} if "Image" in names else {}
     contents: dict[str, dict[str, Any]] = {
         "fal": {
             **marks,
@@ -87,17 +92,20 @@ def build_modules(names: Mapping[str, Any]) -> dict[str, ModuleType]:
         "fal.realtime": {name: marks[name] for name in ("realtime",) if name in marks},
         "fal.ref": _ref(),
         "fal.sdk": {"HealthCheck": names["HealthCheck"], "RetryConfig": toolkit.RetryConfig},
-        "fal.toolkit": {**TOOLKIT_EXCEPTIONS, **UTILS, **CONSTRAINTS, **files},
+        "fal.toolkit": {**TOOLKIT_EXCEPTIONS, **UTILS, **pictures, **CONSTRAINTS, **files},
         "fal.toolkit.constraints": CONSTRAINTS,
         "fal.toolkit.exceptions": TOOLKIT_EXCEPTIONS,
+        "fal.toolkit.file.types": {name: files[name] for name in ("FileData", "FileRepository") if name in files},
         "fal.toolkit.pydantic": {},
         "fal.toolkit.types": {},
         "fal.toolkit.utils": UTILS,
         "fal.toolkit.utils.download_utils": UTILS,
         "fal.toolkit.utils.endpoint": {"cancel_on_disconnect": toolkit.cancel_on_disconnect},
     }
-    for package, kind in FILES.items():
-        known = {kind: files[kind]} if kind in files else {}
+    for package, kinds in FILES.items():
+        known = {kind: files[kind] for kind in kinds if kind in files}
+        if package == "fal.toolkit.image":
+            known |= pictures
         contents[package] = contents[f"{package}.{package.rpartition('.')[2]}"] = known
     modules = {name: _module(name, content) for name, content in contents.items()}
     for name, module in modules.items():
@@ -107,33 +115,10 @@ def build_modules(names: Mapping[str, Any]) -> dict[str, ModuleType]:
     return modules
 
 
-def _files(names: Mapping[str, Any]) -> dict[str, type]:
-    """File and its kinds as `fal.toolkit` has them: ours to read, with fal's constructors named.
-
-    They are made from ours, so that whatever takes a `runner.File` takes them.
-    """
-    made: dict[str, type] = {}
-    for name in ("File", "Image", "Audio", "Video"):
-        if name not in names:
-            continue
-        bases = (names[name],) if name == "File" else (names[name], made["File"])
-        wanted = ("from_path", "from_path_async", "from_bytes_async") if name == "File" else ()
-        if name == "Image":
-            wanted = ("from_pil", "from_pil_async", "from_bytes")  # fal's takes a format
-        content = {constructor: classmethod(_output_constructor(constructor)) for constructor in wanted}
-        home = next(package for package, kind in FILES.items() if kind == name)
-        made[name] = type(name, bases, {"__module__": home, "__doc__": names[name].__doc__, **content})
-    return made
-
-
-def _output_constructor(name: str) -> Callable[..., NoReturn]:
-    def construct(cls: type, *arguments: Any, **options: Any) -> NoReturn:
-        raise NotImplementedError(
-            f"{cls.__name__}.{name} makes a file to answer with, which comes in a later version of this runner; "
-            "until then fal.toolkit.File.from_bytes(data, content_type) answers with a data: URI"
-        )
-
-    return construct
+def _files(names: Mapping[str, Any]) -> dict[str, Any]:
+    """What `fal.toolkit` has of files: our own classes, which have fal's constructors and methods."""
+    kinds = ("Audio", "CompressedFile", "File", "FileData", "FileRepository", "Image", "Video")
+    return {name: names[name] for name in kinds if name in names}
 
 
 def _module(name: str, content: Mapping[str, Any]) -> ModuleType:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import mimetypes
 import os
 import queue
 import select
 import socket
 import ssl
+import sys
 import threading
 import time
 from base64 import b64encode
@@ -25,7 +27,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from ...schemas.files import Content, Unfetchable, checked_url, is_data, safe_name
 from ...schemas.problems import HTTPError, RequestCancelled
-from .addresses import addresses_of, canonical_host, host_and_port, is_address, is_public
+from ...schemas.storing import PLAIN_ERRAND, Errand
+from ..addresses import addresses_of, canonical_host, host_and_port, is_address, is_public
 from .headers import decoded, essence_of, parameters
 
 T = TypeVar("T")
@@ -58,25 +61,32 @@ class Fetcher:
         self._resolve = resolve or addresses_of
         self._tls = tls
 
-    def __call__(self, url: str, gone: Callable[[], bool]) -> Content:
-        """Fetch `url`. Raises Unfetchable in words for the caller, RequestCancelled once `gone()`."""
+    def __call__(self, url: str, gone: Callable[[], bool], errand: Errand = PLAIN_ERRAND) -> Content:
+        """Fetch `url` as `errand` says, within the limits of this Fetcher unless an author asks.
+
+        Raises Unfetchable in words for the caller, RequestCancelled once `gone()`.
+        """
         import httpcore  # not before a file is fetched: it would cost every cold start 60 ms
 
-        watch = Watch(gone, self._seconds, self._idle_seconds)
+        largest, longest = (sys.maxsize, math.inf) if errand.by_author else (self._max_bytes, self._seconds)
+        most_bytes = largest if errand.most_bytes is None else min(largest, errand.most_bytes)
+        seconds = longest if errand.seconds is None else min(longest, errand.seconds)
+        watch = Watch(gone, seconds, self._idle_seconds, most_bytes)
         try:
-            return self._follow(url, watch)
+            return self._follow(url, watch, errand)
         except (httpcore.RemoteProtocolError, httpcore.LocalProtocolError) as error:
             raise Unfetchable(f"its server broke the rules of HTTP ({error})") from None
         except OSError as error:  # sockets raise Unfetchable, so this is our own disk
             raise HTTPError(507, f"this server could not keep the file: {error.strerror}") from error
 
-    def _follow(self, url: str, watch: Watch) -> Content:
-        headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "runner"}
+    def _follow(self, url: str, watch: Watch, errand: Errand) -> Content:
+        asked = {name.lower(): value for name, value in errand.headers.items()}
+        headers = {"accept": "*/*", "user-agent": "runner", **asked, "accept-encoding": "identity"}
         target = Target(url)
         for _ in range(self._redirects + 1):
             if target.authorization:
                 headers["authorization"] = target.authorization
-            found = self._get(target, headers, watch)
+            found = self._get(target, headers, watch, errand.folder)
             if isinstance(found, Content):
                 return found
             came_from, target = target, _redirected(target, found)
@@ -84,7 +94,7 @@ class Fetcher:
                 headers = {name: value for name, value in headers.items() if name not in CREDENTIALS}
         raise Unfetchable(f"it redirects more than {self._redirects} times")
 
-    def _get(self, target: Target, headers: Mapping[str, str], watch: Watch) -> Content | str:
+    def _get(self, target: Target, headers: Mapping[str, str], watch: Watch, folder: str | None) -> Content | str:
         """The content, or where the server sends us instead."""
         import httpcore
 
@@ -106,19 +116,19 @@ class Fetcher:
                 # Nobody asked for it, and what it unpacks to has no announced size.
                 raise Unfetchable(f"its server sent the content coding {coding!r}, unasked")
             length = received.get("content-length", "")
-            if length.isdecimal() and int(length) > self._max_bytes:
-                raise self._too_large()
-            return self._kept(response, received, target)
+            if length.isdecimal() and int(length) > watch.most_bytes:
+                raise _too_large(watch.most_bytes)
+            return self._kept(response, received, target, watch.most_bytes, folder)
 
-    def _kept(self, response: Any, received: Mapping[str, str], target: Target) -> Content:
+    def _kept(self, response: Any, received: Mapping[str, str], target: Target, most_bytes: int, folder: str | None) -> Content:
         name = parameters(received.get("content-disposition", "")).get("filename")
         name = safe_name(name) or safe_name(unquote(target.path.partition("?")[0]))
         guessed = mimetypes.guess_type(name)[0] if name else None
-        content = Content(content_type=essence_of(received.get("content-type")) or guessed, file_name=name)
+        content = Content(content_type=essence_of(received.get("content-type")) or guessed, file_name=name, folder=folder)
         try:
             for chunk in response.iter_stream():
-                if content.size + len(chunk) > self._max_bytes:
-                    raise self._too_large()
+                if content.size + len(chunk) > most_bytes:
+                    raise _too_large(most_bytes)
                 content.append(chunk)
         except BaseException:
             content.close()
@@ -165,10 +175,6 @@ class Fetcher:
                 return answers.get(timeout=POLL_SECONDS)
             watch.check(since)
 
-    def _too_large(self) -> Unfetchable:
-        return Unfetchable(f"it is larger than {self._max_bytes} bytes, the limit of this server")
-
-
 class Target:
     """A URL taken apart. Raises Unfetchable for hosts that are no names and no plain addresses."""
 
@@ -191,10 +197,11 @@ class Target:
 
 
 class Watch:
-    """The clock over one download: it ends when nobody wants it, or when time is up."""
+    """The clock over one download: it ends when nobody wants it, or when time is up. Knows its size limit, too."""
 
-    def __init__(self, gone: Callable[[], bool], seconds: float, idle_seconds: float) -> None:
+    def __init__(self, gone: Callable[[], bool], seconds: float, idle_seconds: float, most_bytes: int) -> None:
         self._gone, self._seconds, self.idle_seconds = gone, seconds, idle_seconds
+        self.most_bytes = most_bytes
         self._deadline = time.monotonic() + seconds
 
     def check(self, idle_since: float | None = None, idle_seconds: float | None = None) -> None:
@@ -285,6 +292,10 @@ class _Stream:
         poll.register(self._sock, event)
         while not poll.poll(POLL_SECONDS * 1000):
             self._watch.check(since, idle_seconds)
+
+
+def _too_large(most_bytes: int) -> Unfetchable:
+    return Unfetchable(f"it is larger than {most_bytes} bytes, the limit of this server")
 
 
 def _redirected(target: Target, location: str) -> Target:

@@ -165,7 +165,7 @@ def _part(head: str, data: bytes) -> Part | None:
 
 
 def _file(data: bytes, content_type: str | None, file_name: str | None) -> File:
-    return File.from_bytes(data, content_type if content_type != ANY_BYTES else None, safe_name(file_name))
+    return File.received(data, content_type if content_type != ANY_BYTES else None, safe_name(file_name))
 
 
 def _text(data: bytes) -> str | bytes:

@@ -53,6 +53,8 @@ def describe(function: Callable[..., Any], mark: Mark, *, owner: type | str) -> 
     parameters: list[Parameter] = []
     embed = False
     for parameter in _parameters(function, where):
+        if parameter.kind is parameter.VAR_POSITIONAL and mark.realtime_mode is not None:
+            continue  # the rest of a batch: inputs like the first
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ConfigError(
                 f"{where}: *{parameter.name} says nothing of what callers may send; name each parameter, "

@@ -13,8 +13,8 @@ import re
 import socket
 from urllib.parse import urlsplit
 
-from ...schemas.files import Unfetchable
-from ...schemas.problems import ConfigError
+from ..schemas.files import Unfetchable
+from ..schemas.problems import ConfigError
 
 # Registries of IANA (special-purpose addresses), checked by hand: `is_global` of the standard
 # library knows them only since 3.11.10 or so, and calls multicast and site-local global.

@@ -1,0 +1,104 @@
+"""The queue's store: what it keeps when the process dies, and what it says when the disk is full."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runner.plugins.queue.contract import Reopen, StoreContract, job, outcome, to
+from runner.plugins.queue.sqlite import SqliteStore
+from runner.schemas.queue import ENDS, MOVES, JobMove, JobState, Unstorable
+
+
+@pytest.fixture
+def reopen(tmp_path: Path) -> Iterator[Reopen]:
+    """A store whose forerunner is gone: its lock is let go as the system does when a process dies."""
+    opened: list[SqliteStore] = []
+
+    def make() -> SqliteStore:
+        for store in opened:
+            if store._lock is not None:
+                os.close(store._lock)
+                store._lock = None
+        opened.append(SqliteStore(tmp_path / "queue"))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store._asked.put(None)
+        if store._thread is not None:
+            store._thread.join()
+
+
+class TestSqlite(StoreContract):
+    """SQLite passes what every store must pass."""
+
+
+def test_no_move_leads_out_of_an_end_and_every_state_but_the_first_is_led_to() -> None:
+    assert not [move for move, ways in MOVES.items() for state in ways if state in ENDS]
+    assert {state for ways in MOVES.values() for state in ways.values()} == set(JobState)
+
+
+async def test_a_folder_that_is_in_use_is_refused_by_name(tmp_path: Path) -> None:
+    first, second = SqliteStore(tmp_path), SqliteStore(tmp_path)
+    await first.open()
+    with pytest.raises(Unstorable, match=rf"{tmp_path} is used by another runner \(pid {os.getpid()}\)"):
+        await second.open()
+    await first.close()
+    await second.open()
+    await second.close()
+
+
+async def test_when_the_disk_is_full_submits_are_refused_and_what_runs_may_end(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    await store.open()
+    await store.submit(job(), b"{}")
+    await store.change("one", to(JobMove.BEGIN))
+    full = True
+
+    def fill(connection: sqlite3.Connection) -> None:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0] if full else 1 << 30
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    await store._do(fill)
+    async def submit_until_it_is_full() -> None:
+        for number in range(200):
+            await store.submit(job(f"filler {number}"), b"x" * 5000)
+
+    with pytest.raises(Unstorable, match="full"):
+        await submit_until_it_is_full()
+    with pytest.raises(Unstorable, match="full"):
+        await store.submit(job("another"), b"x" * 5000)
+    assert await store.change("one", to(JobMove.FINISH, outcome=outcome(b"fits in the page that its input leaves")))
+    full = False
+    await store._do(fill)
+    await store.submit(job("another"), b"x" * 5000)
+    await store.close()
+
+
+async def test_large_payloads_that_no_row_names_go_with_the_next_start(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    await store.open()
+    await store.submit(job(), b"x" * 300_000)
+    await store.close()
+    (tmp_path / "payloads" / "orphan").write_bytes(b"x")
+
+    await store.open()
+
+    assert len(list((tmp_path / "payloads").iterdir())) == 1
+    assert await store.input("one") == b"x" * 300_000
+    await store.close()
+
+
+async def test_a_folder_that_cannot_be_made_is_refused_and_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file")
+    store = SqliteStore(tmp_path / "data" / "queue")
+    with pytest.raises(Unstorable, match="Not a directory"):
+        await store.open()
+    (tmp_path / "data").unlink()
+
+    assert await store.open() == []
+    await store.close()

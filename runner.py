@@ -431,7 +431,7 @@ class Service:
                 await reply.cut_short(stopped_problem(token.reason or ""))
         finally:
             self.running_now.ended(request)
-            if request.log is not None:
+            if request.log is not None and request.begin is None:  # a job may be tried again
                 request.log.append("completed", reply.outcome())
             self._tell_observers(request, reply, began)
 

@@ -29,6 +29,7 @@ from uuid import uuid4
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parent.parent)
 
+from runner.plugins.eventlog import EventLogs
 from runner.plugins.queue.dispatching import Dispatcher
 from runner.plugins.queue.sqlite import SqliteStore
 from runner.schemas.app import Options
@@ -68,7 +69,7 @@ async def measure(callers: int, call: Callable[[int], Awaitable[None]]) -> str:
 
 async def in_process(durability: Literal["process", "power"]) -> None:
     service = SimpleNamespace(
-        lanes={"places": 1}, endpoints=(), settings=Settings(), health=Health(), app=SimpleNamespace(options=Options())
+        lanes={"places": 1}, logs=EventLogs(), endpoints=(), settings=Settings(), health=Health(), app=SimpleNamespace(options=Options())
     )
     for callers in CALLERS:
         with tempfile.TemporaryDirectory(dir=HOUSE) as folder:

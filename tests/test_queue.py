@@ -36,6 +36,14 @@ class Jobs(runner.App, name="jobs"):
             time.sleep(0.002)
         return word
 
+    @runner.endpoint("/steps")
+    def steps(self, path: str) -> str:
+        print("begun")
+        runner.progress(3, 4)
+        while not os.path.exists(path):
+            time.sleep(0.002)
+        return "done"
+
     @runner.endpoint("/own")
     def own(self, path: str) -> str:
         print("begun")
@@ -350,6 +358,40 @@ def test_other_methods_are_405_and_say_which_are_allowed(queue: Queue) -> None:
     answers = [queue.client.get(f"{BASE}/items"), queue.client.put(f"{BASE}/requests/x/status"), queue.client.get(f"{BASE}/requests/x/cancel")]
 
     assert [(a.status_code, a.headers["allow"]) for a in answers] == [(405, "POST"), (405, "GET"), (405, "PUT")]
+
+
+def test_behaviour_43_a_running_job_shows_its_progress(queue: Queue, gate: Path) -> None:
+    id = queue.submit("/steps", {"path": str(gate)})["request_id"]
+    queue.begun(id)
+    while "progress" not in (status := queue.status(id).json()):
+        assert status["status"] == "IN_PROGRESS"
+    gate.touch()
+
+    assert status["progress"] == {"done": 3.0, "total": 4.0}
+    assert "progress" not in queue.ended(id).json()
+
+
+def test_behaviour_32_a_job_has_an_event_log_that_can_be_resumed(queue: Queue, gate: Path) -> None:
+    id = queue.submit("/steps", {"path": str(gate)})["request_id"]
+    queue.begun(id)
+    gate.touch()
+    queue.ended(id)
+    whole = queue.client.get(f"/requests/{id}/events").text
+    rest = queue.client.get(f"/requests/{id}/events", headers={"last-event-id": "2"}).text
+
+    kinds = re.findall(r"^event: (\w+)$", whole, re.MULTILINE)
+    assert kinds[:3] == ["queued", "started", "log"]
+    assert kinds[-2:] == ["output", "completed"]
+    assert whole.endswith(rest)
+    assert re.findall(r"^id: (\d+)$", whole, re.MULTILINE) == [str(n + 1) for n in range(len(kinds))]
+
+
+def test_a_job_that_is_tried_again_has_one_end_in_its_event_log(queue: Queue) -> None:
+    id = queue.submit("/status", {"status": 503, "word": "one end", "times": 1})["request_id"]
+    queue.ended(id)
+    kinds = re.findall(r"^event: (\w+)$", queue.client.get(f"/requests/{id}/events").text, re.MULTILINE)
+
+    assert kinds == ["queued", "started", "log", "started", "log", "output", "completed"]
 
 
 # --- timeouts and retries

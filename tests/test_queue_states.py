@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from runner.plugins.eventlog import EventLogs
 from runner.plugins.queue.contract import Reopen, StoreContract
 from runner.plugins.queue.dispatching import Dispatcher
 from runner.schemas.app import Options
@@ -93,7 +94,7 @@ class Service:
         self.app = SimpleNamespace(options=Options())
         marks = {SAFE: Mark(path=SAFE, retry="safe"), UNSAFE: Mark(path=UNSAFE)}
         self.endpoints = tuple(Endpoint(path=path, name="run", mark=mark) for path, mark in marks.items())
-        self.running_now = self
+        self.running_now, self.logs = self, EventLogs()
         self.runs: dict[str, Run] = {}
         self.health.become(State.READY)
 

@@ -137,7 +137,10 @@ class Answers:
         request.id = live.job.id
         if match["what"] == "status":
             logs = live.logs if _wants_logs(request) else []
-            return json_response(self._status(request, live.job, logs), status=200 if live.job.is_over else 202)
+            status = self._status(request, live.job, logs)
+            if live.job.state is JobState.RUNNING and (progress := live.progress()) is not None:
+                status["progress"] = progress
+            return json_response(status, status=200 if live.job.is_over else 202)
         if match["what"] == "status/stream":
             events = self._events(request, live, logs=_wants_logs(request))
             return Response(headers={"cache-control": "no-cache"}, media_type=EVENTS, stream=events)

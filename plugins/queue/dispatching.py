@@ -40,10 +40,11 @@ from ...schemas.queue import (
     Unstorable,
 )
 from ...schemas.request import Request
-from ...schemas.response import Response
+from ...schemas.response import JSON, Response
 from ...schemas.routes import compiled
 from ...schemas.service import ServiceView
 from ..cancellation import Token
+from ..eventlog import EventLog
 from .line import Line
 from .retries import CRASHES, is_tried_again, may_run_after_crash, pause
 
@@ -51,6 +52,8 @@ log = structlog.get_logger("runner.queue")
 
 RECENT = 1000  # ended jobs that are kept at hand, so that the last polls cost no look into the store
 LOG_LINES = 10_000  # kept of one job
+LINES_AT_HAND = 200  # of an ended job; one with more is looked up in the store
+PROGRESS_WITHIN = 100  # newest events, among which a status looks for progress
 UNSTORABLE_SECONDS = 1.0  # until the next try at what the store refused
 SWEEP_SECONDS = 60.0
 LET_GO_SECONDS = 3600.0  # for which a result is there that its caller wanted not to be kept (contract 7.7)
@@ -74,6 +77,21 @@ class Live:
         self.request: Request | None = None  # of the attempt that is under way
         self.timer: asyncio.TimerHandle | None = None  # its start timeout
         self.watchers: set[asyncio.Event] = set()
+        self.log: EventLog | None = None  # made when somebody reads it, or when the job is on its way
+
+    def event_log(self) -> EventLog:
+        if self.log is None:
+            self.log = EventLog(self.job.id)
+            self.log.append("queued")
+        return self.log
+
+    def progress(self) -> Any:
+        """How far it is, as the app told last; None when it did not."""
+        if self.log is None:
+            return None
+        events = self.log.since(max(0, self.log.last - PROGRESS_WITHIN))
+        told = (msgspec.json.decode(event.data) for event in reversed(events) if event.kind == "progress")
+        return next((progress for progress in told if "done" in progress), None)
 
     def changed(self) -> None:
         for watcher in self.watchers:
@@ -109,6 +127,7 @@ class Dispatcher:
     async def running(self) -> AsyncIterator[None]:
         """Take jobs up where the last process left them; leave them so that the next one can."""
         self._loop = asyncio.get_running_loop()
+        self._service.logs.also_in(self._log_of)
         self._service.health.watch(self._on_state)
         if getattr(self.store, "exists", True):
             self._keep(self._open_until_it_works())
@@ -224,9 +243,11 @@ class Dispatcher:
         live = self._live.get(id)
         if live is None:
             return "NOT_FOUND" if await self.find(id) is None else "ALREADY_COMPLETED"
-        if live.job.state is JobState.WAITING and await self._change(live, self._end(JobMove.CANCEL, stopped_problem("client_cancelled"))):
+        end = self._end(JobMove.CANCEL, stopped_problem("client_cancelled"))
+        if live.job.state is JobState.WAITING and await self._change(live, end):
             if live.request is not None:
                 live.request.token.cancel("client_cancelled")
+            self._tell_end(live, end)
             self._over(live)
             return "OK"
         if not await self._change(live, JobChange(move=JobMove.ASK, at=self._clock())):
@@ -280,13 +301,20 @@ class Dispatcher:
             if not live.watchers:
                 self._watched.discard(live)
 
+    def _log_of(self, id: str) -> EventLog | None:
+        live = self._live.get(id)
+        return live.event_log() if live is not None else None
+
     def on_output(self, id: str | None, stream: str, line: str, when: float) -> None:
         """A line that the app printed; called in the thread that did."""
         live = self._live.get(id) if id is not None else None
         if live is None or len(live.logs) > LOG_LINES:
             return
         told = line if len(live.logs) < LOG_LINES else f"what comes after {LOG_LINES} lines is not kept"
-        live.logs.append(LogLine(message=told, level=stream.upper(), timestamp=iso(when), labels={"fal_request_id": live.job.id}))
+        entry = LogLine(message=told, level=stream.upper(), timestamp=iso(when), labels={"fal_request_id": live.job.id})
+        live.logs.append(entry)
+        if live.log is not None:
+            live.log.append("log", entry)
         if live.watchers and self._loop is not None:
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(live.changed)
@@ -374,7 +402,7 @@ class Dispatcher:
                 raise RequestCancelled from error  # nobody reads the answer
 
         request = Request(live.job.id, scope=scope_of(live.job), path=live.job.path, token=Token())
-        request.begin = begin
+        request.begin, request.log = begin, live.event_log()
         live.request = request
         answer = Answer(body)
         await self._service.perform(request, answer.receive, answer.send)
@@ -426,8 +454,20 @@ class Dispatcher:
                     log.error("job.not_stored", request_id=live.job.id, move=change.move, problem=str(error))
                 await asyncio.sleep(UNSTORABLE_SECONDS)
         if made and live.job.is_over:
+            self._tell_end(live, change)
             self._over(live)
         return made
+
+    def _tell_end(self, live: Live, change: JobChange) -> None:
+        """The last events of a job. Its log is kept for a while, as that of any request."""
+        if live.log is None:
+            return
+        job, outcome = live.job, change.outcome
+        if outcome is not None and job.state is JobState.DONE and outcome.media_type == JSON:
+            live.log.append("output", encoded=outcome.body)
+        problem = {} if job.error is None else {"detail": job.error, "error_type": job.error_type}
+        live.log.append("completed", {"status": job.status, **problem})
+        self._service.logs.add(live.log)
 
     async def _change(self, live: Live, change: JobChange) -> bool:
         moved = await self.store.change(live.job.id, with_logs(change, live.logs))
@@ -463,6 +503,8 @@ class Dispatcher:
         self._tell_those_who_wait()
 
     def _remember(self, live: Live) -> None:
+        if len(live.logs) > LINES_AT_HAND:
+            return
         self._recent[live.job.id] = live
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)

@@ -280,7 +280,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     service.queue_store = plugins.hook.queue_store(service=service)
     for routes in reversed(ask(plugins, "register_routes", service=service)):
         for route in routes:
-            service.routes.add(route.method, route.path, Answer(route.answer, streams_in=route.streams_in))
+            service.routes.add(route.method, route.path, Answer(route.answer, streams_in=route.streams_in, path=route.path))
     for mounts in ask(plugins, "mount_app", service=service):
         service.routes.mount(mounts)
         service.sockets.mount(mounts)
@@ -332,6 +332,7 @@ class Service:
         self.life = Life(self.instance, app.options, settings, self.health)
         self.lane = self.life.lane
         self.running_now = Running(app.options.cancel_grace_seconds)
+        self.tallies: dict[str, Callable[[], Mapping[str, float]]] = {}
         self.routes: Routes[Answer] = Routes()
         self.sockets: Routes[tuple[Endpoint, Open]] = Routes()
         self.endpoints: tuple[Endpoint, ...] = tuple(
@@ -447,7 +448,7 @@ class Service:
                 found = self.routes.find(request)
                 if is_job and found.endpoint is None:
                     raise HTTPError(404, f"Path {request.path} not found", {"x-fal-billable-units": "0"})
-                reply.endpoint = found.endpoint
+                reply.endpoint, reply.route = found.endpoint, found.path
                 if found.streams_in:
                     request.stream = Stream(receive, request.scope["headers"], self.settings.max_file_bytes)
                 elif request.method not in ("GET", "HEAD"):
@@ -570,6 +571,7 @@ class Service:
             method=request.method or "WS",
             path=request.path,
             endpoint=reply.endpoint.path if reply.endpoint else None,
+            route=reply.route,
             status=499 if gone or not reply.status else reply.status,
             seconds=seconds,
             waited=request.place.waited if request.place is not None else 0.0,

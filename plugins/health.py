@@ -51,7 +51,7 @@ def register_routes(service: ServiceView) -> list[Route]:
 
     def report() -> dict[str, Any]:
         told = {"reason": health.reason} if health.reason else {}
-        return {"status": shown(), **told, "lanes": dict(service.lanes)}
+        return {"status": shown(), **told, "lanes": dict(service.lanes), **{name: dict(tally()) for name, tally in service.tallies.items()}}
 
     async def answer(request: Request) -> Response:
         """The state, and what the app's own `health()` says of itself once it is set up."""

@@ -12,7 +12,7 @@ import asyncio
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -135,6 +135,7 @@ class Meter:
         self._generate, self._media_type = generate_latest, CONTENT_TYPE_LATEST
         self.registry = registry = CollectorRegistry()
         registry.register(Chained(REGISTRY))
+        registry.register(Tallies(service.tallies))
         app_id = service.settings.app_id or f"local/{service.app.alias}"
 
         def gauge(name: str, help: str, read: Callable[[], float], **labels: str) -> None:
@@ -197,7 +198,7 @@ class Meter:
         with suppress(IndexError):  # empty; two readers may share the work
             while True:
                 one = finished.popleft()
-                path = one.endpoint or ("other" if one.status in (404, 405, 307) else one.path)
+                path = one.endpoint or one.route or "other"  # never as asked: callers would make labels without end
                 labels = (one.method, path, str(one.status), app)
                 self._requests.labels(*labels).inc()
                 self._seconds.labels(*labels).observe(one.seconds)
@@ -220,3 +221,17 @@ class Chained:
 
     def collect(self) -> Iterator[Any]:
         yield from self._other.collect()
+
+
+class Tallies:
+    """What plugins count, as gauges: `waiting` of the tally `queue` is `runner_queue_waiting`."""
+
+    def __init__(self, tallies: Mapping[str, Callable[[], Mapping[str, float]]]) -> None:
+        self._tallies = tallies
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        for name, tally in self._tallies.items():
+            for what, value in tally().items():
+                yield GaugeMetricFamily(f"runner_{name}_{what}", f"{what} of the {name}, as its plugin counts.", value=value)

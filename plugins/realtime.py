@@ -47,6 +47,7 @@ class Wire:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self.receive, self._send = scope, receive, send
         self.endpoint: Endpoint | None = None
+        self.route = ""
         self.accepted = self.closed = self.gone = False
         self.status = 0  # of the handshake; once a session fails, that of its error
         self.error_type: str | None = None

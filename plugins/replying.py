@@ -34,6 +34,7 @@ class Reply:
     def __init__(self, request: Request, send: Send, added: tuple[AddHeaders, ...], ping_seconds: float = 15) -> None:
         self._request, self._send, self._added, self._ping_seconds = request, send, added, ping_seconds
         self.endpoint: Endpoint | None = None
+        self.route = ""  # of a plugin, as declared
         self.status = 0  # 0: no head was sent
         self.bytes_out = 0
         self.error_type: str | None = None

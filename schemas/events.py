@@ -34,6 +34,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     client: str | None = None
     error_type: str | None = None
     stopped: Stopped | None = None
+    route: str = ""  # a plugin's path as declared, when one answered
     items: int | None = None  # events of a stream, messages to the client of a socket
     ended: str | None = None  # why a socket ended: see `runner.plugins.realtime`
 

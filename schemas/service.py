@@ -40,6 +40,7 @@ class Answer(NamedTuple):
     answer: Callable[[Request], Response | Awaitable[Response]]
     endpoint: Endpoint | None = None
     streams_in: bool = False
+    path: str = ""  # as declared by the plugin
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +117,11 @@ class ServiceView(Protocol):
 
     @property
     def output_observers(self) -> tuple[OnOutput, ...]: ...
+    @property
+    def tallies(self) -> dict[str, Callable[[], Mapping[str, float]]]:
+        """What plugins count, by name: `/health` shows it, `/metrics` has it as `runner_{name}_…`."""
+        ...
+
     @property
     def queue_store(self) -> QueueStore | None:
         """What the hook of that name gave; known before `register_routes` is asked."""

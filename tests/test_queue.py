@@ -394,6 +394,22 @@ def test_a_job_that_is_tried_again_has_one_end_in_its_event_log(queue: Queue) ->
     assert kinds == ["queued", "started", "log", "started", "log", "output", "completed"]
 
 
+def test_health_and_metrics_tell_of_the_queue(queue: Queue, gate: Path) -> None:
+    before = queue.client.get("/health").json()["queue"]
+    queue.ended(queue.submit("/bug")["request_id"])
+    queue.begun(queue.submit("/gate", {"path": str(gate)})["request_id"])
+    queue.submit()
+    health, metrics = queue.client.get("/health").json()["queue"], queue.client.get("/metrics").text
+    gate.touch()
+
+    assert (health["waiting"], health["running"]) == (1, 1)
+    assert health["failed_total"] == before["failed_total"] + 1
+    assert "\nrunner_queue_waiting 1.0\n" in metrics
+    assert f"\nrunner_queue_failed_total {health['failed_total']:.1f}\n" in metrics
+    assert "/queue/local/jobs/{rest:path}" in metrics
+    assert "/requests/" not in metrics.replace("/requests/{id}/events", "")
+
+
 # --- timeouts and retries
 
 

@@ -55,6 +55,8 @@ def register_routes(service: ServiceView) -> list[Route]:
         wanted({}, service.app.options)
     except ServerError as error:
         raise ConfigError(f"{service.app.name}.{error}") from None
+    service.tallies["queue"] = dispatcher_of(service).tally
+
     async def jwks(request: Request) -> Response:
         from .webhooks import Keys
 

@@ -119,7 +119,8 @@ class Dispatcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.on_open: Callable[[], object] = lambda: None  # told when the store is open
         self.on_over: Callable[[Job], object] = lambda job: None  # told of every end
-        self.counts = dict.fromkeys(sorted(ENDS), 0)  # how jobs ended, since the start
+        self._ended = dict.fromkeys(sorted(ENDS), 0)  # how many jobs, since the start
+        self._waited = 0.0  # seconds, by those that have begun since the start
 
     # --- from start to stop
 
@@ -263,6 +264,11 @@ class Dispatcher:
     def running_count(self) -> int:
         return sum(1 for id in self._out if (live := self._live.get(id)) is not None and live.job.state is JobState.RUNNING)
 
+    def tally(self) -> dict[str, float]:
+        """For `/health` and `/metrics`: who waits and runs now, and how jobs ended since the start."""
+        ended = {f"{state}_total": float(count) for state, count in self._ended.items()}
+        return {"waiting": self.waiting(), "running": self.running_count(), **ended, "waited_seconds_total": round(self._waited, 3)}
+
     def position(self, job: Job) -> int:
         """How many begin before `job` does, 0 for the next."""
         if job.id in self._out:
@@ -397,6 +403,7 @@ class Dispatcher:
             try:
                 if not await self._change(live, JobChange(move=JobMove.BEGIN, at=self._clock())):
                     raise Refused
+                self._waited += max(0.0, self._clock() - live.job.submitted)
             except (Refused, Unstorable) as error:
                 trouble.append(error)
                 raise RequestCancelled from error  # nobody reads the answer
@@ -494,7 +501,7 @@ class Dispatcher:
         self._line.remove(job)
         self._live.pop(job.id, None)
         self._remember(live)
-        self.counts[job.state] += 1
+        self._ended[job.state] += 1
         if job.began is not None and job.ended is not None and job.state is JobState.DONE:
             took, mean = job.ended - job.began, self._seconds.get(job.path)
             self._seconds[job.path] = took if mean is None else mean + (took - mean) * MEMORY

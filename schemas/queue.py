@@ -76,6 +76,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     path: str  # of the endpoint
     submitted: float
     query: str = ""
+    origin: str = ""  # where its caller found this server
     headers: JobHeaders = ()  # that the endpoint gets
     priority: Priority = "normal"
     start_by: float | None = None

@@ -65,6 +65,12 @@ class Runner:
                 raise AssertionError(f"{event} {fields} was not logged; the log:\n{self.log}")
         return self.events(event, **fields)[times - 1]
 
+    def wait_for_printed(self, lines: int) -> list[str]:
+        """What is on the real stdout, waiting for so many lines."""
+        with self._news:
+            assert self._news.wait_for(lambda: len(self.printed) >= lines, GUARD_SECONDS), self.printed
+        return self.printed
+
     @property
     def log(self) -> str:
         """Its last lines, for a test that fails."""

@@ -2,8 +2,8 @@
 
 `POST /files` takes raw bytes or a form and answers with a File. Beside it stands what fal's clients
 speak (contract 4.4), on every host: they send it to `rest.fal.ai` and `v3.fal.media`, which a
-gateway routes here. Tokens are given to everybody who may call this server and are not looked at
-again. A large file comes in parts, see `parts`.
+gateway routes here. Tokens are given to everybody who may call this server; where that takes a key,
+the plugin `keys` looks at them. A large file comes in parts, see `parts`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import functools
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +33,7 @@ from ...schemas.storing import (
     safe_media_type,
     type_and_name,
 )
+from ...schemas.tokens import Tokens
 from .forms import FormReader
 from .headers import decoded, essence_of, parameters
 from .parts import PartSent, Uploads
@@ -63,6 +63,7 @@ class Receiving:
     def __init__(self, depot: FileDepot, settings: Settings) -> None:
         self._depot, self._store = depot, depot.store
         self._uploads = uploads_of(depot, settings)
+        self._tokens = Tokens(settings.auth_key)
 
     def routes(self) -> list[Route]:
         def route(method: str, path: str, answer: Callable[[Request], Awaitable[Response]], *, streams_in: bool = False) -> Route:
@@ -118,7 +119,7 @@ class Receiving:
     async def token(self, request: Request) -> Response:
         expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=TOKEN_SECONDS)
         token = {
-            "token": secrets.token_urlsafe(24),
+            "token": self._tokens.make(TOKEN_SECONDS),
             "token_type": "Bearer",
             "base_url": self._base(request),
             "expires_at": expires.isoformat(timespec="seconds"),

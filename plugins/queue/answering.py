@@ -89,6 +89,7 @@ class Answers:
             gateway_id=id,
             path=path,
             query=query,
+            origin=self._origins.of(request),
             headers=tuple((name, value) for name, value in headers.items() if name not in OURS and not name.startswith("x-forwarded-")),
             submitted=now,
             start_by=_start_by(headers, now),

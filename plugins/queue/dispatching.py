@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import anyio
@@ -568,19 +569,20 @@ class Answer:
 
 
 def scope_of(job: Job) -> Scope:
-    """The ASGI scope of a job: a POST to its endpoint with the headers that came with it."""
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in job.headers]
+    """The ASGI scope of a job: a POST to its endpoint where its caller found us, with the headers that came with it."""
+    origin = urlsplit(job.origin)
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (*job.headers, ("host", origin.netloc))]
     headers.append((b"x-fal-request-id", job.id.encode("latin-1")))
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": "POST",
-        "scheme": "http",
-        "path": job.path,
-        "raw_path": job.path.encode(),
+        "scheme": origin.scheme or "http",
+        "path": origin.path + job.path,
+        "raw_path": (origin.path + job.path).encode(),
         "query_string": job.query.encode("latin-1"),
-        "root_path": "",
+        "root_path": origin.path,
         "headers": headers,
         "client": None,
         "server": None,

@@ -175,6 +175,11 @@ class QueueStore(Protocol):
     loss of power as well.
     """
 
+    @property
+    def exists(self) -> bool:
+        """Whether an earlier process may have left jobs; if not, nothing is opened before the first submit."""
+        ...
+
     async def open(self) -> Sequence[Job]:
         """Get ready, and return every job that is not over, in order of arrival. Called first, again after Unstorable."""
         ...

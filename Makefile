@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 
-.PHONY: help setup run test check image-test
+.PHONY: help setup run test check soak image-test
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile
@@ -31,3 +31,6 @@ check: setup  ## ruff and mypy
 
 image-test: setup  ## build the image with buildah, run it, stop it (root; apt-get install -y buildah debootstrap)
 	.venv/bin/python -m pytest tests/image/check_image.py
+
+soak: setup  ## kill a runner 2,000 times under load and look for lost or repeated jobs (an hour)
+	.venv/bin/python tests/crashing.py 2000

@@ -22,11 +22,10 @@ import os
 import sys
 import time
 import typing
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import anyio
 import msgspec
@@ -40,7 +39,14 @@ __version__ = "0.1.0"
 if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` took our folder off its path
     sys.path.insert(0, HOUSE)
 
-from runner.plugins.bodies import Disconnected, Stream, lingering, read_body
+from runner.plugins.bodies import (
+    Disconnected,
+    Stream,
+    lingering,
+    read_body,
+    refuse_two_framings,
+    take_body,
+)
 from runner.plugins.calling import make_call
 from runner.plugins.cancellation import Token, checkpoint, shield
 from runner.plugins.eventlog import EventLog, EventLogs
@@ -59,6 +65,7 @@ from runner.schemas import names
 from runner.schemas.app import AppSpec, derive_alias, read_options
 from runner.schemas.asgi import Receive, Scope, Send
 from runner.schemas.codec import Codec
+from runner.schemas.connection import SHORTCUTS, ConnectionProtocol
 from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, Retry, check_path, realtime_mode
 from runner.schemas.events import Finished, OnOutput
 from runner.schemas.exits import WRONG_SETTING
@@ -290,6 +297,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     for checks in ask(plugins, "health_checks", service=service):
         service.health_checks |= checks
     service.observers = tuple(ask(plugins, "observe_requests", service=service))
+    service.connections = plugins.hook.connection_protocol(service=service)
     service.output_observers = tuple(ask(plugins, "observe_output", service=service))
     return service
 
@@ -320,6 +328,7 @@ class Service:
     added_headers: tuple[AddHeaders, ...] = ()
     error_maps: tuple[Callable[[BaseException], Response | None], ...] = ()
     observers: tuple[Callable[[Finished], None], ...] = ()
+    connections: ConnectionProtocol | None = None
     output_observers: tuple[OnOutput, ...] = ()
     queue_store: QueueStore | None = None
 
@@ -343,6 +352,8 @@ class Service:
         self.health_checks: dict[str, Check] = {}
         self._codecs: dict[Any, Codec] = {}
         self._watching: set[asyncio.Task[None]] = set()
+        self._ids = new_ids()
+        self._new_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
         self._talks: set[Talk] = set()
 
     @property
@@ -415,7 +426,10 @@ class Service:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        await self.perform(Request(_request_id(scope), scope=scope, path=path, token=Token()), receive, send)
+        request = Request(scope=scope, path=path, token=Token())
+        request.id = _asked_id(request) or next(self._ids)
+        request.shortcuts = scope.get("extensions", {}).get(SHORTCUTS)
+        await self.perform(request, receive, send)
 
     async def perform(self, request: Request, receive: Receive, send: Send) -> None:
         """Answer one request within its one cancel scope, which nobody else opens or owns."""
@@ -427,7 +441,7 @@ class Service:
         reply = Reply(request, send, () if is_job else self.added_headers, ping_seconds)
         self.running_now.add(request)
         try:
-            with anyio.CancelScope() as cancel_scope:
+            with self._new_scope() as cancel_scope:
                 token.on_cancel(cancel_scope.cancel)
                 await self._answer(request, receive, reply)
             if token.cancelled and token.reason != "client_disconnected":
@@ -444,8 +458,8 @@ class Service:
         body_read = False
         try:
             is_job = request.begin is not None  # let in when it was submitted, and for endpoints only
-            inside = is_job or request.from_within
-            response = None if inside else next((r for look in self.interceptors if (r := look(request)) is not None), None)
+            refuse_two_framings(request)
+            response = None if is_job or request.from_within else self._intercepted(request)
             if response is None:
                 found = self.routes.find(request)
                 if is_job and found.endpoint is None:
@@ -454,7 +468,7 @@ class Service:
                 if found.streams_in:
                     request.stream = Stream(receive, request.scope["headers"], self.settings.max_file_bytes)
                 elif request.method not in ("GET", "HEAD"):
-                    request.body = await read_body(receive, request.scope["headers"], self.settings.max_body_bytes)
+                    request.body = await self._body(request, receive)
                     body_read = True
                 if found.endpoint is not None:
                     self.running_now.begins(request, found.endpoint)
@@ -476,14 +490,32 @@ class Service:
             if watch is not None:
                 watch()
 
-    def _watch(self, request: Request, receive: Receive, reply: Reply) -> Callable[[], object]:
-        """Cancel `request` when its client hangs up; return what ends the watch."""
+    def _intercepted(self, request: Request) -> Response | None:
+        for look in self.interceptors:
+            if (response := look(request)) is not None:
+                return response
+        return None
+
+    async def _body(self, request: Request, receive: Receive) -> bytes:
+        whole = request.shortcuts.take_body() if request.shortcuts is not None else None
+        headers, limit = request.scope["headers"], self.settings.max_body_bytes
+        return await read_body(receive, headers, limit) if whole is None else take_body(whole, headers, limit)
+
+    def _watch(self, request: Request, receive: Receive, reply: Reply) -> Callable[[], object] | None:
+        """Cancel `request` when its client hangs up; return what ends the watch, if somebody must."""
+
+        def hung_up() -> None:
+            if not reply.ended:
+                self.running_now.stop(request, "client_disconnected")
+
+        if (shortcuts := request.shortcuts) is not None:
+            shortcuts.on_hangup(hung_up)
+            return None
 
         async def until_hangup() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            if not reply.ended:
-                self.running_now.stop(request, "client_disconnected")
+            hung_up()
 
         return asyncio.get_running_loop().create_task(until_hangup()).cancel
 
@@ -511,7 +543,8 @@ class Service:
         began = time.perf_counter()
         token = Token()
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        request = Request(_request_id(scope), scope=scope, path=path, token=token)
+        request = Request(scope=scope, path=path, token=token)
+        request.id = _asked_id(request) or next(self._ids)
         enter_request(request)
         wire = Wire(scope, receive, send, request.id or "")
         self.running_now.add(request)
@@ -592,6 +625,7 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The app's whole life, and the plugins' around it."""
+        self._new_scope = type(anyio.CancelScope())  # the loop's own class, which anyio would look up each time
         async with AsyncExitStack() as contexts:
             for context in ask(self.plugins, "lifespan", service=self):
                 await contexts.enter_async_context(context)
@@ -631,19 +665,29 @@ def problem_text(response: Response) -> str:
     return str(msgspec.json.decode(response.body)["detail"])
 
 
-def _request_id(scope: Scope) -> str:
-    """The caller's `x-fal-request-id` if it can be shown, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-fal-request-id":
-            text: str = value.decode("latin-1")
-            if text.isprintable() and text and len(text) <= LONGEST_REQUEST_ID:
-                return text
-    return str(uuid4())
+def _asked_id(request: Request) -> str:
+    """The caller's `x-fal-request-id` if it can be shown; else an empty text."""
+    text = (request.header(b"x-fal-request-id") or b"").decode("latin-1")
+    return text if text.isprintable() and len(text) <= LONGEST_REQUEST_ID else ""
+
+
+VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+
+def new_ids() -> Iterator[str]:
+    """UUIDs of version 4, without end; the randomness of many is fetched at once."""
+    while True:
+        digits = os.urandom(16 * 256).hex()
+        for at in range(0, len(digits), 32):
+            d = digits[at : at + 32]
+            yield f"{d[:8]}-{d[8:12]}-4{d[13:16]}-{VARIANT[d[16]]}{d[17:20]}-{d[20:]}"
 
 
 def _has_body(request: Request) -> bool:
     """Whether a body was announced that may not have come to its end yet."""
     if request.stream is not None and request.stream.ended:
+        return False
+    if request.shortcuts is not None and request.shortcuts.take_body() is not None:
         return False
     return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in request.scope["headers"])
 

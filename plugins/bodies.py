@@ -12,6 +12,7 @@ import anyio
 
 from ..schemas.asgi import RawHeaders, Receive
 from ..schemas.problems import HTTPError
+from ..schemas.request import Request
 from ..schemas.response import Response
 
 LINGER_SECONDS = 2.0  # a number out of the air; a client that sends for longer may see a reset
@@ -22,17 +23,30 @@ class Disconnected(Exception):
     """The client left before its body was complete."""
 
 
+def refuse_two_framings(request: Request) -> None:
+    """Raise HTTPError 400 for both a length and a transfer coding (RFC 9112, 6.3), and close.
+
+    Proxies differ on which counts, so what follows may be a part of this body or another request.
+    """
+    if request.header(b"transfer-encoding") is not None and request.header(b"content-length") is not None:
+        raise HTTPError(400, "a request has Content-Length or Transfer-Encoding, not both", CLOSE)
+
+
+def take_body(whole: bytes, headers: RawHeaders, limit: int) -> bytes:
+    """The same as `read_body` for a body that has arrived already."""
+    decompress = _expected(headers, limit)
+    if len(whole) > limit:
+        raise _too_large(limit)
+    return decompress(whole) if decompress and whole else whole
+
+
 async def read_body(receive: Receive, headers: RawHeaders, limit: int) -> bytes:
     """Return the body, at most `limit` bytes before and after decompression.
 
     Raises HTTPError 413 before reading what is announced too large, 415 for an unknown
-    content coding, 400 for a broken one or for both a length and a transfer coding
-    (RFC 9112, 6.3), and Disconnected.
+    content coding, 400 for a broken one, and Disconnected.
     """
-    length, coding = _framing(headers)
-    if length > limit:
-        raise _too_large(limit)
-    decompress = _decompressor(coding, limit)
+    decompress = _expected(headers, limit)
     parts: list[bytes] = []
     size, more = 0, True
     while more:
@@ -108,21 +122,25 @@ class _Lingering:
 
 def _framing(headers: RawHeaders) -> tuple[int, str]:
     """The announced length (0 when none is) and the content coding."""
-    length, coding, chunked = -1, "", False
+    length, coding = 0, ""
     for name, value in headers:
         if name == b"content-length":
             length = int(value) if value.isdigit() else 0
         elif name == b"content-encoding":
             coding = value.decode("latin-1").strip().lower()
-        elif name == b"transfer-encoding":
-            chunked = True
-    if chunked and length >= 0:
-        raise HTTPError(400, "a request has Content-Length or Transfer-Encoding, not both", CLOSE)
-    return max(length, 0), coding
+    return length, coding
+
+
+def _expected(headers: RawHeaders, limit: int) -> Callable[[bytes], bytes] | None:
+    """Refuse what is announced too large; return what decompresses the body, if anything must."""
+    length, coding = _framing(headers)
+    if length > limit:
+        raise _too_large(limit)
+    return _decompressor(coding, limit) if coding else None
 
 
 def _decompressor(coding: str, limit: int) -> Callable[[bytes], bytes] | None:
-    if coding in ("", "identity"):
+    if coding == "identity":
         return None
     if coding in ("gzip", "x-gzip", "deflate"):
         return lambda body: _inflate(body, limit)

@@ -205,12 +205,15 @@ def make_answer(endpoint: Endpoint, codec: Codec) -> Callable[[Any, dict[str, An
 
 def start_within(request: Request) -> float | None:
     """Seconds in which the work must begin, if the caller says so (contract 7.7)."""
-    found: dict[bytes, bytes] = {name: value for name, value in request.scope["headers"] if name in START_TIMEOUTS}
-    if not found:
-        return None
-    name = next(name for name in START_TIMEOUTS if name in found)
+    for name in START_TIMEOUTS:
+        if (value := request.header(name)) is not None:
+            return _seconds(name, value)
+    return None
+
+
+def _seconds(name: bytes, value: bytes) -> float:
     try:
-        seconds = float(found[name])
+        seconds = float(value)
     except ValueError:
         seconds = 0.0
     if not LEAST_START_SECONDS < seconds < 1e9:

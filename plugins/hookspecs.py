@@ -17,6 +17,7 @@ import pluggy
 if TYPE_CHECKING:
     from ..schemas.app import AppSpec
     from ..schemas.codec import Codec
+    from ..schemas.connection import ConnectionProtocol
     from ..schemas.endpoint import Endpoint
     from ..schemas.events import Finished, OnOutput
     from ..schemas.queue import QueueStore
@@ -132,6 +133,15 @@ def observe_requests(service: ServiceView) -> Callable[[Finished], None] | None:
     """Return a function that is told of every request when it is over.
 
     Asked once; called on the event loop, so it must be quick and must not raise. None: not interested.
+    """
+
+
+@hookspec(firstresult=True)
+def connection_protocol(service: ServiceView) -> ConnectionProtocol | None:
+    """Return what reads the connections of the server first, and hands over what it does not answer.
+
+    Asked once. The first answer wins, last registered first, so a plugin may replace ours. Without
+    any, hypercorn reads them all. None: not mine. Not used when another ASGI server carries the app.
     """
 
 

@@ -11,7 +11,10 @@ a place and then one job: a long queue costs a direct request at most one job's 
 requests cannot starve the queue.
 
 A thread that is through takes the next one in line by itself, without asking the event loop, and
-results cross back in one wake-up for as many as are there.
+results cross back in one wake-up for as many as are there. While work is short, one thread is woken
+for all that begins in one turn of the loop: threads that fight over the interpreter are slower than
+one that has it. When none has been taken up for two milliseconds, what waits gets further threads,
+each millisecond twice as many as before.
 """
 
 from __future__ import annotations
@@ -19,14 +22,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import anyio
 import structlog
@@ -52,30 +54,35 @@ log = structlog.get_logger("runner.lanes")
 Progress = Literal["waiting", "running", "over", "dropped"]
 MEMORY = 0.1  # weight of the newest run in the mean that Retry-After is guessed from; a number out of the air
 DIRECT_IN_A_ROW = 4  # direct requests that get a place before a job of the queue does
+SHORT_SECONDS = 0.0005  # work that takes less is not worth a second thread
+CERTAIN = 3  # runs in a row that were not short; a single one may have been kept waiting by the machine
+PATIENCE_SECONDS = 0.001  # in which a busy thread should come to the next of what else began
 
 
 class Job:
     """One request's stay in the lane. Its lane's lock guards `progress`; the loop owns the rest."""
 
-    __slots__ = (
-        "_loop", "_timer", "asked", "began", "call", "context", "ended", "future", "lane", "on_end", "on_stop",
-        "out", "parent", "progress", "request", "token", "work",
-    )  # fmt: skip
+    # Most of it differs in few requests: an object has an attribute once it does.
+    progress: Progress = "waiting"
+    began = ended = 0.0
+    out: asyncio.Event | None = None  # made when somebody waits for the thread to leave
+    on_stop: Callable[[], None] | None = None
+    on_end: Callable[[BaseException | None], None] | None = None  # told of the error, if any
+    context: contextvars.Context | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, lane: Lane, request: Request, work: Callable[[], Any] | None) -> None:
         self.lane, self.request, self.work = lane, request, work
-        self.token = Token()  # its own: a scope inside the request may end this work alone
-        self.call = Call(self.token, current_scope())
-        self.context = contextvars.copy_context() if work else None
-        self.progress: Progress = "waiting"
-        self._loop = lane.loop
-        self.future: asyncio.Future[Any] = self._loop.create_future()
-        self.out: asyncio.Event | None = None  # made when somebody waits for the thread to leave
-        self.on_stop: Callable[[], None] | None = None
-        self.on_end: Callable[[BaseException | None], None] | None = None  # told of the error, if any
-        self.asked, self.began, self.ended = time.perf_counter(), 0.0, 0.0
-        self._timer: asyncio.TimerHandle | None = None
         self.parent = request.token
+        self.token = Token()  # its own: a scope inside the request may end this work alone
+        if work is None:
+            self.call = cast(Call, _OnLoop())
+        else:
+            self.call = Call(self.token, current_scope())
+            self.context = contextvars.copy_context()
+        self._loop = lane.loop
+        self.future: asyncio.Future[Any] = lane.loop.create_future()
+        self.asked = time.perf_counter()
 
     @property
     def is_queued(self) -> bool:
@@ -159,7 +166,8 @@ class Job:
             self.out.set()
         if self.on_end is not None:
             self.on_end(self.call.error)
-        self.lane._learn(self.ended - self.began)
+        if self.request.id is not None:  # not `setup`, which is no measure of anything
+            self.lane._learn(self.ended - self.began)
         if self.future.done():  # nobody waits
             return
         if (error := self.call.error) is None:
@@ -185,6 +193,14 @@ class Job:
         )
 
 
+class _OnLoop:
+    """What a `Call` tells of work in a thread, for work on the loop: only how a cancel went."""
+
+    layer = "returned"
+    swallowed = 0
+    error = None
+
+
 class Lane:
     """The places of one app. Made by the service, opened on its loop, closed after teardown."""
 
@@ -198,12 +214,18 @@ class Lane:
         self._line: deque[Job] = deque()  # dropped ones too, until their turn comes
         self._queued: deque[Job] = deque()  # the second line, of the queue's jobs
         self._in_a_row = 0  # direct requests since a job of the queue last got a place
-        self._ready: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # for whichever thread is free
+        self._ready: deque[Job] = deque()  # have their place, and wait for a thread
+        self._taken = 0  # of those, since the lane was opened
+        self._parked: list[threading.Lock] = []  # of threads that have nothing to do; the last one is woken first
+        self._closing = False
+        self._waking_threads = False
+        self._patience: asyncio.TimerHandle | None = None
         self._threads: list[threading.Thread] = []
         self._through: deque[Callable[[], None]] = deque()  # on its way to the loop
         self._waking = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._mean_seconds = 0.0
+        self._long_in_a_row = 0  # runs over SHORT_SECONDS
         self._ended = asyncio.Semaphore(0)  # once for each thread that has ended
         self.on_ghost: Callable[[], None] | None = None  # told when `ghosts` has changed
         self.look_at: Callable[[Call], None] | None = None  # in the thread, at what a run left behind
@@ -267,8 +289,13 @@ class Lane:
     async def close(self, seconds: float) -> bool:
         """Let the threads end; return whether all did within `seconds`. Work still waiting is dropped."""
         uninstall()
-        for _ in self._threads:
-            self._ready.put(None)
+        with self._lock:
+            self._closing = True
+            parked, self._parked = self._parked, []
+        for gate in parked:
+            gate.release()
+        if self._patience is not None:
+            self._patience.cancel()
         with anyio.move_on_after(seconds):
             for _ in self._threads:
                 await self._ended.acquire()
@@ -356,8 +383,35 @@ class Lane:
             if not job.future.done():
                 job.future.set_result(None)
             return
-        self._ready.put(job)
-        if len(self._threads) < self.places and len(self._threads) < self._running:
+        self._ready.append(job)
+        if not self._waking_threads:
+            self._waking_threads = True
+            self.loop.call_soon(self._wake_threads)
+
+    def _wake_threads(self) -> None:
+        """Find threads for all that has begun in this turn of the loop; for short work, one."""
+        self._waking_threads = False
+        is_short = self._long_in_a_row < CERTAIN
+        if is_short and self._ready and self._patience is None:
+            self._patience = self.loop.call_later(PATIENCE_SECONDS, self._lose_patience, self._taken, 0)
+        busy = len(self._threads) - len(self._parked)
+        self._wake(len(self._ready) if not is_short else 0 if busy else 1)
+
+    def _lose_patience(self, taken: int, threads: int) -> None:
+        """Wake so many threads when no job was taken since there were `taken`, and ready ones wait."""
+        self._patience = None
+        if self._ready:
+            if stuck := self._taken == taken:
+                self._wake(min(threads, len(self._ready)))
+            threads = max(1, 2 * threads) if stuck else 0  # the first time the thread may not have had its turn
+            self._patience = self.loop.call_later(PATIENCE_SECONDS, self._lose_patience, self._taken, threads)
+
+    def _wake(self, wanted: int) -> None:
+        with self._lock:
+            gates = [self._parked.pop() for _ in range(min(wanted, len(self._parked)))]
+        for gate in gates:
+            gate.release()
+        for _ in range(min(wanted - len(gates), self.places - len(self._threads))):
             thread = threading.Thread(target=self._serve, name=f"runner-{self.name}-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -376,17 +430,21 @@ class Lane:
             self._serve_until_told()
 
     def _serve_until_told(self) -> None:
-        while (job := self._ready.get()) is not None:
+        gate = threading.Lock()
+        gate.acquire()
+        while (job := self._next_ready(gate)) is not None:
             following: Job | None = job
             while following is not None:
                 job, following = following, None
                 assert job.context is not None
                 assert job.work is not None
+                taken_up = time.perf_counter()
                 job.context.run(job.call.invoke, job.work)
                 if self.look_at is not None:
                     self.look_at(job.call)
                 job.ended = time.perf_counter()
                 with self._lock:
+                    self._long_in_a_row = self._long_in_a_row + 1 if job.ended - taken_up > SHORT_SECONDS else 0
                     job.progress = "over"
                     following = self._next()
                 self.tell(job.settle)
@@ -398,6 +456,18 @@ class Lane:
                     return
             del job  # holds the last result while nobody calls
         self.tell(self._ended.release)
+
+    def _next_ready(self, gate: threading.Lock) -> Job | None:
+        """The next job that has begun, waiting for one; None when the lane closes."""
+        while True:
+            with self._lock:
+                if self._ready:
+                    self._taken += 1
+                    return self._ready.popleft()
+                if self._closing:
+                    return None
+                self._parked.append(gate)
+            gate.acquire()  # until `_wake`
 
     def tell(self, what: Callable[[], None]) -> None:
         """Have the loop call `what`. From any thread; many at a time cost one wake-up."""

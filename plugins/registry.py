@@ -26,7 +26,7 @@ from . import hookspecs
 
 BUILT_IN = (
     "types", "files", "s3", "cors", "keys", "fal", "queue", "health", "openapi", "events", "progress", "metrics",
-    "watchdog", "observability",
+    "watchdog", "observability", "http1",
 )  # fmt: skip
 
 

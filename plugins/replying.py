@@ -21,10 +21,11 @@ from ..schemas.endpoint import Endpoint
 from ..schemas.events import ascii_only
 from ..schemas.foreign import ForeignResponse
 from ..schemas.request import Request
-from ..schemas.response import EVENTS, Response, Stream
+from ..schemas.response import EVENTS, JSON, Response, Stream
 
 AddHeaders = Callable[[Request], RawHeaders]
 BODILESS = (204, 304)
+JSON_TYPE = (b"content-type", JSON.encode())
 PING = b": ping\n\n"
 
 
@@ -54,8 +55,14 @@ class Reply:
             if isinstance(response, ForeignResponse):
                 await response.app(self._request.scope, _nothing, self._foreign)
             elif response.stream is None:
-                await self._head(response, len(response.body))
-                await self._part(b"" if self._request.method == "HEAD" else response.body, False)
+                body = b"" if self._request.method == "HEAD" else response.body
+                if (shortcuts := self._request.shortcuts) is not None:
+                    headers = self._headers(response, len(response.body))
+                    self.bytes_out, self.ended = len(body), True
+                    shortcuts.answer(response.status, headers, body)
+                else:
+                    await self._head(response, len(response.body))
+                    await self._part(body, False)
             else:
                 await self._stream(response, response.stream)
         finally:
@@ -129,11 +136,17 @@ class Reply:
         return {"status": self.status or 499, **(error_body(self.body, self.error_type) if self.body else {})}
 
     async def _head(self, response: Response, length: int | None) -> None:
+        headers = self._headers(response, length)
+        await self._send({"type": "http.response.start", "status": response.status, "headers": headers})
+
+    def _headers(self, response: Response, length: int | None) -> RawHeaders:
         request = self._request
         self.status = response.status
         self.error_type = response.headers.get("x-fal-error-type")
         headers: RawHeaders = [(b"x-fal-request-id", (request.id or "").encode("latin-1"))]
-        if response.media_type is not None:
+        if response.media_type == JSON:
+            headers.append(JSON_TYPE)
+        elif response.media_type is not None:
             headers.append((b"content-type", response.media_type.encode("latin-1")))
         if length is not None and response.status >= 200 and response.status not in BODILESS and "content-length" not in response.headers:
             headers.append((b"content-length", b"%d" % length))
@@ -141,7 +154,7 @@ class Reply:
             headers.append((name.encode("latin-1"), value.encode("latin-1")))
         for added in self._added:
             headers += added(request)
-        await self._send({"type": "http.response.start", "status": response.status, "headers": headers})
+        return headers
 
     async def _part(self, part: bytes, more: bool) -> None:
         self.bytes_out += len(part)

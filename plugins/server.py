@@ -1,8 +1,8 @@
 """The server: one process from its open socket to its exit code.
 
-Hypercorn reads the bytes (HTTP/1.1, HTTP/2, TLS), `websocket.py` those of WebSockets. Starting and
-stopping is ours: hypercorn's own waits on idle connections, and on Python 3.12 and newer for as long
-as they live.
+A plugin's `connection_protocol` reads the bytes first, if there is one; of what it hands over, or of all,
+`websocket.py` reads WebSockets and hypercorn the rest (HTTP/1.1, HTTP/2). Starting and stopping is
+ours: hypercorn's own waits on idle connections, and on Python 3.12 and newer for as long as they live.
 
 The first SIGTERM or SIGINT drains: `handle_exit`, no more requests, running ones to their end or
 the end of the grace period, `teardown`, exit code 0. The second ends the process at once. A failed
@@ -35,6 +35,7 @@ from hypercorn.protocol import ws_stream
 from hypercorn.utils import wrap_app
 
 from ..schemas.asgi import ASGIApp, Receive, Scope, Send
+from ..schemas.connection import ConnectionProtocol
 from ..schemas.exits import SETUP_FAILED, STOPPED
 from ..schemas.health import Health, State
 from ..schemas.problems import ConfigError
@@ -57,6 +58,7 @@ class Runnable(Protocol):
 
     health: Health
     instance: Any
+    connections: ConnectionProtocol | None
     url: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
@@ -158,7 +160,7 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
             gateway = importlib.import_module("runner.plugins.gateway").gateway
             await doors.enter_async_context(gateway(settings, lambda ours, inner: serve(service, ours, inner, drained, no_more)))
         log.info("server.listening", url=url)
-        await serve(service, settings, sock, stop, drain)
+        await serve(service, settings, sock, stop, drain, service.connections)
     log.info("server.stopped")
     if service.health.state is State.FAILED:
         return SETUP_FAILED
@@ -224,9 +226,17 @@ class Replayed:
 
 
 async def serve(
-    app: ASGIApp, settings: Settings, sock: socket.socket, stop: anyio.Event, drain: Callable[[], Awaitable[None]]
+    app: ASGIApp,
+    settings: Settings,
+    sock: socket.socket,
+    stop: anyio.Event,
+    drain: Callable[[], Awaitable[None]],
+    first: ConnectionProtocol | None = None,
 ) -> None:
-    """Answer connections on `sock` with `app` until `stop` is set and drained, then close them all."""
+    """Answer connections on `sock` with `app` until `stop` is set and drained, then close them all.
+
+    `first` reads them first, and leaves to others what it does not answer.
+    """
     config = Config()
     config.certfile, config.keyfile = settings.tls_cert or None, settings.tls_key or None
     config.alpn_protocols = ["h2", "http/1.1"]
@@ -255,13 +265,26 @@ async def serve(
         elif not await serve_handshake(app, data, reader, writer, settings.max_message_bytes):
             await TCPServer(wrapped, loop, config, context, {}, cast(Any, Replayed(data, reader)), writer)
 
+    def stream() -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), connected, loop=loop)
+
+    def hand_over(transport: asyncio.Transport, data: bytes) -> None:
+        protocol = stream()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        if data:
+            protocol.data_received(data)
+
+    def accept() -> asyncio.BaseProtocol:
+        return stream() if first is None else first.connect(app, hand_over)
+
     tls: ssl.SSLContext | None = None
     if settings.tls_cert:
         try:
             tls = config.create_ssl_context()
         except ssl.SSLError as error:
             raise ConfigError(f"--tls-cert {settings.tls_cert}: not a certificate and its key ({error.reason})") from None
-    server = await asyncio.start_server(connected, sock=sock, backlog=BACKLOG, ssl=tls)
+    server = await loop.create_server(accept, sock=sock, backlog=BACKLOG, ssl=tls)
     try:
         await stop.wait()
         if settings.listen_fd >= 0:
@@ -270,6 +293,8 @@ async def serve(
     finally:
         server.close()
         await context.terminated.set()  # idle connections close
+        if first is not None:
+            await first.close(CLOSE_SECONDS)
         for writer in silent:
             writer.close()
         if connections:

@@ -46,7 +46,7 @@ class Running:
         self._by_id: dict[str, Request] = {}
         self._finished: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._none = anyio.Event()
+        self._none: anyio.Event | None = None  # made by whoever waits for it
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -71,13 +71,14 @@ class Running:
             self._finished[request.id] = None
             if len(self._finished) > REMEMBERED:
                 self._finished.popitem(last=False)
-        if not self._requests:
+        if not self._requests and self._none is not None:
             self._none.set()
-            self._none = anyio.Event()
+            self._none = None
 
     async def none_left(self) -> None:
         """Wait until every request is answered."""
         if self._requests:
+            self._none = self._none or anyio.Event()
             await self._none.wait()
 
     def cancel(self, request_id: str) -> Outcome:

@@ -5,6 +5,7 @@ Neither is imported: an app that uses one has imported it, all others shall not 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from .response import Response
@@ -12,6 +13,11 @@ from .response import Response
 
 def is_starlette(type_: type, name: str) -> bool:
     """Whether `type_` is Starlette's class `name` or made from it."""
+    return _is_starlette(type_, name)
+
+
+@lru_cache(1024)  # asked for every value that an endpoint returns
+def _is_starlette(type_: Any, name: str) -> bool:
     return any(base.__name__ == name and base.__module__.startswith("starlette.") for base in type_.__mro__)
 
 

@@ -4,8 +4,9 @@ A test finds what is missing here.
 """
 
 from .app import AppSpec, Options, derive_alias, read_options
-from .asgi import Message, RawHeaders, Scope
+from .asgi import ASGIApp, Message, RawHeaders, Scope
 from .codec import Codec
+from .connection import SHORTCUTS, ConnectionProtocol, HandOver, Shortcuts
 from .endpoint import Endpoint, Mark, Parameter, Retry, Source, check_path
 from .events import Finished, OnOutput, OutputStream, as_sse
 from .exits import UNHEALTHY
@@ -85,7 +86,9 @@ __all__ = [
     "EVENTS",
     "JSON",
     "PLAIN_ERRAND",
+    "SHORTCUTS",
     "UNHEALTHY",
+    "ASGIApp",
     "AppSpec",
     "Bind",
     "BindWrapper",
@@ -93,6 +96,7 @@ __all__ = [
     "Check",
     "Codec",
     "ConfigError",
+    "ConnectionProtocol",
     "Content",
     "Delivery",
     "Download",
@@ -109,6 +113,7 @@ __all__ = [
     "FileStore",
     "Finished",
     "HTTPError",
+    "HandOver",
     "HealthCheck",
     "InvalidInput",
     "InvalidOutput",
@@ -142,6 +147,7 @@ __all__ = [
     "ServerError",
     "ServiceView",
     "Settings",
+    "Shortcuts",
     "Source",
     "State",
     "StreamingResponse",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, quote
 
 from .asgi import Scope
+from .connection import Shortcuts
 
 if TYPE_CHECKING:
     from .storing import FileDepot
@@ -68,6 +69,7 @@ class Request:
     ) -> None:
         self.id = id
         self.scope: Scope = scope if scope is not None else {}
+        self.method: str | None = self.scope.get("method")
         self.path = path
         self.body = body
         self.path_parameters: Mapping[str, str] = {}
@@ -81,6 +83,8 @@ class Request:
         self.begin: Callable[[], Awaitable[None]] | None = None
         self.from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
         self.log: Any = None  # its EventLog, for requests that keep one
+        self.shortcuts: Shortcuts | None = None  # past ASGI, when a protocol of ours has it on a connection
+        self._first: dict[bytes, bytes] | None = None
 
     def send_on(self, path: str, query: str) -> None:
         """Let another path of this server answer. For interceptors: nothing is routed yet."""
@@ -93,9 +97,11 @@ class Request:
     def request_id(self) -> str | None:
         return self.id
 
-    @property
-    def method(self) -> str | None:
-        return self.scope.get("method")
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of this name, in lower case, as it was sent: the quick way to one of them."""
+        if self._first is None:
+            self._first = dict(reversed([*self.scope.get("headers", ())]))
+        return self._first.get(name)
 
     @cached_property
     def headers(self) -> dict[str, str]:

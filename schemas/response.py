@@ -43,7 +43,7 @@ class Response:
         self.after: Callable[[], Awaitable[None]] | None = None  # called once the answer is sent
         self.body = body.encode() if isinstance(body, str) else body
         self.status = status
-        self.headers = {name.lower(): value for name, value in (headers or {}).items()}
+        self.headers = {name.lower(): value for name, value in headers.items()} if headers else {}
         self.media_type = media_type
 
 

@@ -1,6 +1,7 @@
 """A real runner for a test: `python runner.py`, on a free port, its log read line by line.
 
-Nothing here waits by sleeping: the log says when something has happened.
+Nothing here waits by sleeping: the log says when something has happened. `WITHOUT=http1` in the
+environment of pytest leaves that plugin out of every runner started here.
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ class Runner:
 def running(command: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Iterator[Runner]:
     """The process of `command`; killed at the end if it still runs."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RUNNER_", "FAL_"))}
+    if without := os.environ.get("WITHOUT"):
+        inherited["RUNNER_NO_PLUGIN"] = without
     process = subprocess.Popen(
         [str(part) for part in command],
         cwd=cwd,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import zstandard
-from runner.plugins.bodies import Disconnected, read_body
+from runner.plugins.bodies import Disconnected, read_body, refuse_two_framings, take_body
 from runner.schemas.asgi import Message, Receive
 
 import runner
@@ -77,14 +77,30 @@ async def test_a_broken_coding_is_the_callers_error(coding: bytes, cut: bool) ->
     ("headers", "status"),
     [
         ([(b"content-encoding", b"br")], 415),
-        ([(b"content-length", b"3"), (b"transfer-encoding", b"chunked")], 400),
+        ([(b"content-encoding", b"gzip")], 400),
+        ([(b"content-length", b"1001")], 413),
     ],
 )
-async def test_what_cannot_be_framed_or_decoded_is_refused(headers: list[tuple[bytes, bytes]], status: int) -> None:
+async def test_what_cannot_be_decoded_or_is_too_large_is_refused_whether_it_has_arrived_or_not(
+    headers: list[tuple[bytes, bytes]], status: int
+) -> None:
     with pytest.raises(runner.HTTPError) as refused:
         await read_body(whole(b"abc"), headers, LIMIT)
+    with pytest.raises(runner.HTTPError) as refused_at_once:
+        take_body(b"abc", headers, LIMIT)
 
-    assert refused.value.status == status
+    assert refused.value.status == refused_at_once.value.status == status
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_request_with_a_length_and_a_coding_is_refused_and_its_connection_closed(method: str) -> None:
+    headers = [(b"content-length", b"3"), (b"transfer-encoding", b"chunked")]
+
+    with pytest.raises(runner.HTTPError) as refused:
+        refuse_two_framings(runner.Request(scope={"method": method, "headers": headers}))
+
+    assert refused.value.status == 400
+    assert refused.value.headers["connection"] == "close"
 
 
 async def test_a_caller_who_leaves_before_the_end_is_told_apart() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(
         tmp_path_factory.mktemp("plugin"),
         """
-import contextlib, sys, types
+import asyncio, contextlib, sys, types
 import runner
 
 __version__ = "1.2.3"
@@ -150,6 +151,23 @@ def response_headers(service):
 def observe_requests(service):
     return lambda finished: print("observed", finished.path, finished.status)
 
+class Teapot(asyncio.Protocol):
+    def __init__(self, hand_over): self.hand_over = hand_over
+    def connection_made(self, transport): self.transport = transport
+    def data_received(self, data):
+        if not data.startswith(b"BREW"):
+            return self.hand_over(self.transport, data)
+        self.transport.write(b"HTTP/1.1 418 Teapot\\r\\n\\r\\n")
+        self.transport.close()
+
+class Teapots:
+    def connect(self, app, hand_over): return Teapot(hand_over)
+    async def close(self, seconds): print("teapots closed")
+
+@runner.hookimpl
+def connection_protocol(service):
+    return Teapots()
+
 @runner.hookimpl
 def observe_output(service):
     heard = sys.modules[__name__].heard = []
@@ -216,6 +234,9 @@ class Foreign:
         assert served.get("/greet/you").text == "hello you"
         assert served.get("/health/live").text == "mine"
         assert served.get("/nowhere").headers["x-app"] == "Plain"
+        with socket.create_connection(("127.0.0.1", served.port)) as caller:
+            caller.sendall(b"BREW /coffee HTTP/1.1\r\n\r\n")
+            assert caller.recv(100).startswith(b"HTTP/1.1 418")
         served.wait_for("app.output", text="looked")
         served.stop()
     with serving(f"{app}:Foreign", "--plugin", "stranger", env=env) as foreign:
@@ -224,9 +245,9 @@ class Foreign:
     said = [line["text"] for line in served.events("app.output")]
     assert "observed /nowhere 404" in said
     assert said[0] == "entered"
-    assert said[-2:] == ["teardown", "left"]
+    assert said[-3:] == ["teapots closed", "teardown", "left"]
     (listed,) = served.events("plugins.loaded")
-    assert any(line.startswith("stranger 1.2.3 (describe_app, file_store, health_checks, intercept_requests") for line in listed["plugins"])
+    assert any(line.startswith("stranger 1.2.3 (connection_protocol, describe_app, file_store, health_checks") for line in listed["plugins"])
 
 
 def test_the_stranger_answers_all_hooks_that_there_are(stranger: Path) -> None:

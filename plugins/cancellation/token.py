@@ -9,13 +9,11 @@ from collections.abc import Callable
 class Token:
     """Owned by the request. Cancelled on the event loop only; read from any thread."""
 
-    __slots__ = ("_listeners", "at", "cancelled", "reason")
-
-    def __init__(self) -> None:
-        self.cancelled = False
-        self.reason: str | None = None  # client_disconnected, client_cancelled, request_timeout, draining
-        self.at = 0.0  # when it was cancelled, by `time.perf_counter`
-        self._listeners: list[Callable[[], object]] = []
+    # Two are made for every request, and few are cancelled: an object has an attribute once it differs.
+    cancelled = False
+    reason: str | None = None  # client_disconnected, client_cancelled, request_timeout, draining
+    at = 0.0  # when it was cancelled, by `time.perf_counter`
+    _listeners: tuple[Callable[[], object], ...] = ()
 
     def cancel(self, reason: str) -> bool:
         """Ask the work to stop; False when somebody was first, whose reason then stays."""
@@ -23,7 +21,7 @@ class Token:
             return False
         self.reason, self.at = reason, time.perf_counter()
         self.cancelled = True
-        listeners, self._listeners = self._listeners, []
+        listeners, self._listeners = self._listeners, ()
         for listener in listeners:
             listener()
         return True
@@ -33,9 +31,12 @@ class Token:
         if self.cancelled:
             listener()
         else:
-            self._listeners.append(listener)
+            self._listeners = (*self._listeners, listener)
 
     def forget(self, listener: Callable[[], object]) -> None:
         """Take back `on_cancel`."""
-        if listener in self._listeners:
-            self._listeners.remove(listener)
+        listeners = self._listeners
+        if listeners and listeners[-1] == listener:  # as a rule
+            self._listeners = listeners[:-1]
+        elif listener in listeners:
+            self._listeners = tuple(kept for kept in listeners if kept != listener)

@@ -62,6 +62,7 @@ def intercept_requests(service: ServiceView) -> Callable[[Request], Response | N
 def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[bytes, bytes]]]:
     """`X-Fal-Runner-Hints`, asked of the app for every answer, and a CDN token that the endpoint has renewed."""
     told: set[str] = set()
+    gives_none = False
 
     def once(key: str, message: str, *arguments: Any, **options: Any) -> None:
         if key not in told:
@@ -69,6 +70,9 @@ def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[byt
             log.warning(message, *arguments, **options)
 
     def hints(request: Request) -> list[tuple[bytes, bytes]]:
+        nonlocal gives_none
+        if gives_none:
+            return []
         app = service.instance
         name = type(app).__name__
         try:
@@ -79,7 +83,8 @@ def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[byt
                 else:
                     once(f"hint {hint}", "%s: the hint %r is dropped, a header cannot hold it", name, hint)
             return [(HINTS, ",".join(kept).encode("latin-1"))]
-        except NotImplementedError:  # the app gives none
+        except NotImplementedError:
+            gives_none = True
             return []
         except Exception:
             once("error", "%s.provide_hints failed; answers go out without hints", name, exc_info=True)

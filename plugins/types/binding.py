@@ -219,10 +219,8 @@ def _below(error: InvalidInput, *loc: str) -> InvalidInput:
 
 
 def _says_json(request: Request) -> bool:
-    for name, value in request.scope.get("headers", ()):
-        if name == b"content-type":
-            return value == b"application/json" or _is_json(value)
-    return False
+    value = request.header(b"content-type")
+    return value == b"application/json" or (value is not None and _is_json(value))
 
 
 @functools.lru_cache(maxsize=256)

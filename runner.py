@@ -315,6 +315,7 @@ def check_socket(endpoint: Endpoint, *, of: str) -> None:
 # --- the service -------------------------------------------------------------------------------
 
 LONGEST_REQUEST_ID = 200
+NEVER_SECONDS = 1e7  # timers take no infinity
 
 
 class Service:
@@ -435,8 +436,9 @@ class Service:
         request.depot = self.depot
         began, token = time.perf_counter(), request.token
         enter_request(request)
-        added = self.added_headers if request.begin is None else ()
-        reply = Reply(request, send, added, self.settings.ping_seconds)
+        is_job = request.begin is not None  # nobody is at the other end: what is sent is stored
+        ping_seconds = NEVER_SECONDS if is_job else self.settings.ping_seconds
+        reply = Reply(request, send, () if is_job else self.added_headers, ping_seconds)
         self.running_now.add(request)
         try:
             with self._new_scope() as cancel_scope:

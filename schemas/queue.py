@@ -76,8 +76,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     path: str  # of the endpoint
     submitted: float
     query: str = ""
+    origin: str = ""  # where its caller found this server
     headers: JobHeaders = ()  # that the endpoint gets
-    origin: str = ""  # where its caller called us, for URLs in the answer
     priority: Priority = "normal"
     start_by: float | None = None
     webhook: str | None = None
@@ -174,6 +174,11 @@ class QueueStore(Protocol):
     What is kept survives the death of the process; with the setting `durability = "power"` the
     loss of power as well.
     """
+
+    @property
+    def exists(self) -> bool:
+        """Whether an earlier process may have left jobs; if not, nothing is opened before the first submit."""
+        ...
 
     async def open(self) -> Sequence[Job]:
         """Get ready, and return every job that is not over, in order of arrival. Called first, again after Unstorable."""

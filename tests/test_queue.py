@@ -61,6 +61,13 @@ class Jobs(runner.App, name="jobs"):
     def items(self, n: int) -> Iterator[int]:
         yield from range(n)
 
+    @runner.endpoint("/slow-items")
+    def slow_items(self, path: str) -> Iterator[int]:
+        yield 1
+        while not os.path.exists(path):
+            time.sleep(0.002)
+        yield 2
+
     @runner.endpoint("/status")
     def status(self, status: int, word: str, times: int = 100, needs: str = "") -> runner.Response:
         self.tries[word] = self.tries.get(word, 0) + 1
@@ -660,6 +667,28 @@ def test_two_runners_do_not_share_a_data_folder(app: Path, tmp_path: Path, serve
         assert refused.status_code == 507
         assert f"used by another runner (pid {first.process.pid})" in refused.json()["detail"]
         assert second.post("/?prompt=x").status_code == 200
+
+
+def test_a_stranger_keeps_the_jobs_elsewhere(app: Path, tmp_path: Path) -> None:
+    source = "import runner\nfrom stores import Disk, MemoryStore\n@runner.hookimpl\ndef queue_store(service): return MemoryStore(Disk())\n"
+    plugin = written(tmp_path, source, "elsewhere.py")
+    arguments = ("--plugin", str(plugin), "--data-dir", str(tmp_path / "data"))
+    with serving(app, *arguments, env={"PYTHONPATH": str(Path(__file__).parent)}) as runner, runner.client() as client:
+        queue = Queue(runner, client)
+        assert queue.ended(queue.submit()["request_id"]).status_code == 200
+        assert not (tmp_path / "data" / "queue").exists()
+
+
+def test_check_50_a_silent_status_stream_gets_comments_and_a_stored_stream_none(app: Path, tmp_path: Path, gate: Path) -> None:
+    with serving(app, "--data-dir", str(tmp_path), "--ping-seconds", "0.05") as runner, runner.client() as client:
+        queue = Queue(runner, client)
+        id = queue.submit("/slow-items", {"path": str(gate)})["request_id"]
+        with client.stream("GET", f"{BASE}/requests/{id}/status/stream") as response:
+            for line in response.iter_lines():
+                if line == ": ping":
+                    gate.touch()
+        assert gate.exists()
+        assert client.get(f"{BASE}/requests/{id}").text == "data: 1\n\ndata: 2\n\n"
 
 
 def test_a_job_is_kept_as_long_as_the_operator_says(app: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ that stands in for fal's hosts (way B); JavaScript calls `/api/fal/proxy`.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -70,6 +69,16 @@ with fal_client.realtime("local/sdk", use_jwt=use_jwt) as connection:
     connection.send({"n": 21})
     found["realtime"] = connection.recv()
 
+def uploads(upload):
+    urls = [upload(b"x" * size, "text/plain", file_name="x.txt") for size in (5, 12 * 1024 * 1024)]
+    return [fal_client.subscribe("local/sdk/size", {"url": url}) for url in urls]
+
+if use_jwt:  # what goes to hosts that only the gateway stands in for
+    fal_client.client.MULTIPART_THRESHOLD = 10 * 1024 * 1024  # two parts will do
+    found["uploads"] = uploads(fal_client.upload)
+    found["async uploads"] = uploads(lambda *a, **k: asyncio.run(fal_client.upload_async(*a, **k)))
+found["picture"] = fal_client.subscribe("local/sdk/picture", {})["url"]
+
 async def asynchronous():
     found["async run"] = await fal_client.run_async("local/sdk", arguments={"prompt": "a"})
     updates = []
@@ -95,10 +104,9 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def served(certificate: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    arguments = ["--tls-cert", certificate["cert"], "--tls-key", certificate["key"], "--fal-gateway", "0"]
+    arguments = ["--tls-cert", certificate["cert"], "--tls-key", certificate["key"]]
     folder = tmp_path_factory.mktemp("data")
     with serving(f"{APPS / 'sdk.py'}:Sdk", *map(str, arguments), "--data-dir", str(folder), env={"RUNNER_AUTH_KEY": KEY}) as runner:
-        runner.wait_for("gateway.listening")
         yield runner
 
 
@@ -132,14 +140,21 @@ def assert_all_works(found: dict[str, Any]) -> None:
 def test_check_63_by_its_environment_the_python_client_finds_all(served: Runner, certificate: dict[str, Path], tmp_path: Path) -> None:
     hosts = {"FAL_RUN_HOST": f"localhost:{served.port}/run", "FAL_QUEUE_RUN_HOST": f"localhost:{served.port}/queue"}
 
-    assert_all_works(python(False, {**hosts, "SSL_CERT_FILE": str(certificate["authority"])}, tmp_path / "gate"))
+    found = python(False, {**hosts, "SSL_CERT_FILE": str(certificate["authority"])}, tmp_path / "gate")
+    assert_all_works(found)
+    assert found["picture"].startswith(f"https://localhost:{served.port}/files/")
 
 
-def test_check_64_through_the_gateway_the_python_client_finds_all(served: Runner, tmp_path: Path) -> None:
-    printed = dict(re.findall(r"export (\w+)=(.+)", "\n".join(served.printed)))
+def test_check_64_through_the_gateway_the_python_client_finds_all(tmp_path: Path) -> None:
+    arguments = ("--fal-gateway", "0", "--data-dir", str(tmp_path / "data"))
+    with serving(f"{APPS / 'sdk.py'}:Sdk", *arguments, env={"RUNNER_AUTH_KEY": KEY}) as runner:
+        printed = dict(runner.wait_for_printed(r"export (\w+)=(.+)", times=3))
+        found = python(True, {**printed, "FAL_KEY": KEY}, tmp_path / "gate")
+        assert runner.stop() == 0
 
     assert list(printed) == ["HTTPS_PROXY", "SSL_CERT_FILE", "FAL_KEY"]
-    assert_all_works(python(True, {**printed, "FAL_KEY": KEY}, tmp_path / "gate"))
+    assert_all_works(found)
+    assert found["uploads"] == found["async uploads"] == [{"size": 5}, {"size": 12 * 1024 * 1024}]
 
 
 def test_check_65_through_the_proxy_the_javascript_client_finds_all(packages: Path, tmp_path: Path) -> None:
@@ -158,6 +173,7 @@ def test_check_65_through_the_proxy_the_javascript_client_finds_all(packages: Pa
     assert found["wrongKey"]["status"] == 401
     assert found["stream"] == {"events": [0, 1, 2], "done": 2}
     assert found["realtime"] == {"n": 42}
+    assert found["uploads"] == [{"size": 5}, {"size": 91 * 1024 * 1024}]
 
 
 def test_check_66_the_proxy_refuses_what_is_not_fals(tmp_path: Path) -> None:

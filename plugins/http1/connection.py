@@ -41,6 +41,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     body_seconds: float = 30.0  # in which a body must have grown by `body_bytes`
     body_bytes: int = 4 * 1024
     idle_seconds: float = 300.0  # fal's own keep-alive
+    first_seconds: float = 0.25  # for the request of who had just come when the server stops
     linger_seconds: float = 2.0  # for a refused client to read why while it still sends
 
 
@@ -83,6 +84,7 @@ class Connection(asyncio.Protocol):
         self._held_up = False  # the next turn comes when the client has taken more of the last answer
         self._deaf = False  # what still comes is of no interest
         self._winding_up = False
+        self._silent = True  # no request has come yet
         # Of the message that is being parsed:
         self._reading: Exchange | None = None  # its head is complete, its body is not
         self._in_head = False
@@ -299,6 +301,7 @@ class Connection(asyncio.Protocol):
     # --- turns
 
     def _take_turn(self, turn: Turn) -> None:
+        self._silent = False
         self._turns.append(turn)
         if len(self._turns) == 1:
             self._begin_turn(turn)
@@ -411,7 +414,7 @@ class Connection(asyncio.Protocol):
             self._wait_for("head", self._limits.head_seconds)
         elif self._timer is None:
             self._arm(self._limits.idle_seconds)
-        if self._winding_up:
+        if self._winding_up and not self._silent:
             self._close(linger=False)
 
     def _wait_for(self, what: Literal["head", "body"], seconds: float) -> None:
@@ -445,9 +448,17 @@ class Connection(asyncio.Protocol):
                 self._close(linger=False)
 
     def wind_up(self) -> None:
-        """Take no further request."""
+        """Take no further request. One that may be on its way, since its caller just came, is waited for."""
         self._winding_up = True
-        if not self._turns:
+        if self._turns:
+            return
+        if self._silent or self._in_head:
+            self.loop.call_later(self._limits.first_seconds, self._close_if_resting)
+        else:
+            self._close(linger=False)
+
+    def _close_if_resting(self) -> None:
+        if not self._turns and not self._transport.is_closing():
             self._close(linger=False)
 
     def abort(self) -> None:

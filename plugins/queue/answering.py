@@ -24,7 +24,6 @@ from ...schemas.service import Route, ServiceView
 from .dispatching import Dispatcher, Live
 from .retries import wanted
 
-PING_SECONDS = 15.0  # contract 7.5
 LONGEST_ID = 100
 ID = re.compile(r"[\w-][\w.-]*")
 REQUEST = re.compile(r"(?:.+/)?requests/(?P<id>[^/]+)(?:/(?P<what>status/stream|status|response|cancel))?/?")
@@ -89,8 +88,8 @@ class Answers:
             gateway_id=id,
             path=path,
             query=query,
-            headers=tuple((name, value) for name, value in headers.items() if name not in OURS and not name.startswith("x-forwarded-")),
             origin=self._origins.of(request),
+            headers=tuple((name, value) for name, value in headers.items() if name not in OURS and not name.startswith("x-forwarded-")),
             submitted=now,
             start_by=_start_by(headers, now),
             priority=_priority(headers),
@@ -190,13 +189,9 @@ class Answers:
 
     async def _events(self, request: Request, live: Live, *, logs: bool) -> AsyncGenerator[bytes, None]:
         """The status after every change; each log line once, since the clients append them (contract 7.5)."""
-        news = self._dispatcher.watch(live, idle_seconds=PING_SECONDS)
+        news = self._dispatcher.watch(live)
         try:
-            async for changed in news:
-                if changed is None:
-                    yield b": ping\n\n"
-                    continue
-                job, lines = changed
+            async for job, lines in news:
                 status = msgspec.to_builtins(self._status(request, job, lines if logs else []))
                 yield f"data: {json.dumps(status)}\n\n".encode()
         finally:

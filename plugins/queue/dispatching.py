@@ -131,7 +131,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._service.logs.also_in(self._log_of)
         self._service.health.watch(self._on_state)
-        if getattr(self.store, "exists", True):
+        if self.store.exists:
             self._keep(self._open_until_it_works())
         try:
             yield
@@ -230,7 +230,7 @@ class Dispatcher:
     async def find(self, id: str) -> Live | None:
         """The job of this id, from memory when it is not over or ended a short while ago. May raise Unstorable."""
         live = self._live.get(id) or self._recent.get(id)
-        if live is None and not self._is_open and getattr(self.store, "exists", True):
+        if live is None and not self._is_open and self.store.exists:
             await self.open()
             live = self._live.get(id) or self._recent.get(id)
         if live is None and self._is_open and (job := await self.store.load(id)) is not None:
@@ -281,11 +281,8 @@ class Dispatcher:
         mean = self._seconds.get(job.path)
         return None if mean is None else round((self.position(job) + 1) * mean / self._places, 3)
 
-    async def watch(self, live: Live, *, idle_seconds: float) -> AsyncGenerator[tuple[Job, list[LogLine]] | None, None]:
-        """The job now and after every change, with the lines it has logged since; None after idle seconds.
-
-        The last one is its end.
-        """
+    async def watch(self, live: Live) -> AsyncGenerator[tuple[Job, list[LogLine]], None]:
+        """The job now and after every change, with the lines it has logged since. The last one is its end."""
         news, told, shown = asyncio.Event(), 0, None
         live.watchers.add(news)
         self._watched.add(live)
@@ -299,10 +296,7 @@ class Dispatcher:
                     yield job, lines
                 if job.is_over:
                     return
-                with anyio.move_on_after(idle_seconds) as idle:
-                    await news.wait()
-                if idle.cancelled_caught:
-                    yield None
+                await news.wait()
         finally:
             live.watchers.discard(news)
             if not live.watchers:
@@ -569,22 +563,22 @@ class Answer:
 
 
 def scope_of(job: Job) -> Scope:
-    """The ASGI scope of a job: a POST to its endpoint with the headers that came with it."""
+    """The ASGI scope of a job: a POST to its endpoint where its caller found us, with the headers that came with it."""
+    origin = urlsplit(job.origin)
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in job.headers]
     headers.append((b"x-fal-request-id", job.id.encode("latin-1")))
-    called = urlsplit(job.origin)
-    if called.netloc:
-        headers.append((b"host", called.netloc.encode("latin-1", "replace")))
+    if origin.netloc:
+        headers.append((b"host", origin.netloc.encode("latin-1", "replace")))
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": "POST",
-        "scheme": called.scheme or "http",
-        "path": job.path,
-        "raw_path": job.path.encode(),
+        "scheme": origin.scheme or "http",
+        "path": origin.path + job.path,
+        "raw_path": (origin.path + job.path).encode(),
         "query_string": job.query.encode("latin-1"),
-        "root_path": called.path,
+        "root_path": origin.path,
         "headers": headers,
         "client": None,
         "server": None,

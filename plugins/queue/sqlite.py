@@ -40,6 +40,7 @@ from ...schemas.queue import (
 
 INLINE_BYTES = 64 * 1024
 LARGEST_BATCH = 512  # changes that share a commit
+SWEPT_AT_ONCE = 200  # jobs; between two such steps others are served
 RESERVE_BYTES = 4 * 1024 * 1024
 PAGES_IN_WAL = 4000  # of 4 KiB, before they are moved into the database: 16 MiB
 
@@ -56,7 +57,8 @@ CREATE TABLE IF NOT EXISTS jobs (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS jobs_by_key ON jobs (key) WHERE key IS NOT NULL;
 CREATE INDEX IF NOT EXISTS jobs_not_over ON jobs (number) WHERE ended IS NULL;
-CREATE INDEX IF NOT EXISTS jobs_by_end ON jobs (ended) WHERE ended IS NOT NULL;
+CREATE INDEX IF NOT EXISTS jobs_by_end ON jobs (ended, bytes) WHERE ended IS NOT NULL;
+CREATE INDEX IF NOT EXISTS jobs_not_kept ON jobs (ended) WHERE keeps = 0;
 CREATE TABLE IF NOT EXISTS payloads (
     id TEXT NOT NULL,
     kind TEXT NOT NULL,
@@ -232,28 +234,35 @@ class SqliteStore:
         await self._do(lambda c: c.execute("DELETE FROM deliveries WHERE id = ?", (id,)).rowcount, is_vital=True)
 
     async def sweep(self, *, ended_before: float, let_go_before: float, budget_bytes: int) -> int:
-        def forget(connection: sqlite3.Connection) -> tuple[int, list[str]]:
-            rows = connection.execute(
-                "SELECT id, ended, keeps, bytes FROM jobs WHERE ended IS NOT NULL "
-                "AND id NOT IN (SELECT id FROM deliveries) ORDER BY ended DESC"
-            )
-            held, gone = 0, []
-            for id, ended, keeps, size in rows:
-                held += size
-                if ended < (ended_before if keeps else let_go_before) or held > budget_bytes:
-                    gone.append((id,))
-            files = [name for id in gone for (name,) in connection.execute("SELECT file FROM payloads WHERE id = ?", id)]
+        def forget_some(connection: sqlite3.Connection) -> tuple[int, list[str | None]]:
+            over = "ended IS NOT NULL AND id NOT IN (SELECT id FROM deliveries) ORDER BY ended LIMIT ?"
+            rows = connection.execute(f"SELECT id FROM jobs WHERE keeps = 0 AND ended < ? AND {over}", (let_go_before, SWEPT_AT_ONCE))
+            gone = {id for (id,) in rows}
+            if not gone:
+                (held,) = connection.execute("SELECT coalesce(sum(bytes), 0) FROM jobs WHERE ended IS NOT NULL").fetchone()
+                for id, ended, size in connection.execute(f"SELECT id, ended, bytes FROM jobs WHERE {over}", (SWEPT_AT_ONCE,)):
+                    if ended >= ended_before and held <= budget_bytes:
+                        break
+                    gone.add(id)
+                    held -= size
+            named = [(id,) for id in gone]
+            files = [file for id in named for (file,) in connection.execute("SELECT file FROM payloads WHERE id = ?", id)]
             for table in ("jobs", "payloads"):
-                connection.executemany(f"DELETE FROM {table} WHERE id = ?", gone)
+                connection.executemany(f"DELETE FROM {table} WHERE id = ?", named)
             connection.execute("PRAGMA incremental_vacuum").fetchall()
             return len(gone), files
 
-        count, files = await self._do(forget, is_vital=True)
-        for name in files:
-            await self._remove(name)
+        count = 0
+        while True:
+            gone, files = await self._do(forget_some, is_vital=True)
+            for name in files:
+                await self._remove(name)
+            count += int(gone)
+            if not gone:
+                break
         if self._is_full:
             await self._do(lambda _: self._make_reserve())
-        return int(count)
+        return count
 
     async def close(self) -> None:
         if self._thread is not None:

@@ -39,6 +39,14 @@ class Sdk(runner.App, name="sdk"):
     def bad(self) -> str:
         raise runner.HTTPError(404, "no such voice")
 
+    @runner.endpoint("/size")
+    def size(self, file: runner.File) -> dict[str, int]:
+        return {"size": len(file.as_bytes())}
+
+    @runner.endpoint("/picture")
+    def picture(self) -> runner.File:
+        return runner.File.from_bytes(b"a picture", content_type="image/png")
+
     @runner.realtime("/realtime")
     def double(self, frame: Frame) -> Frame:
         return Frame(n=2 * frame.n)

@@ -67,6 +67,12 @@ function talk() {
   found.stream = { events, done: (await stream.done()).i };
 
   found.realtime = await talk();
+
+  found.uploads = [];
+  for (const size of [5, 91 * 1024 * 1024]) {
+    const url = await fal.storage.upload(new Blob(["x".repeat(size)], { type: "text/plain" }));
+    found.uploads.push((await fal.subscribe("local/sdk/size", { input: { url }, pollInterval: 20 })).data);
+  }
   console.log(JSON.stringify(found));
   process.exit(0);
 })();

@@ -1,7 +1,7 @@
 """The server: one process from its open socket to its exit code.
 
 A plugin's `connection_protocol` reads the bytes first, if there is one; of what it hands over, or of all,
-`websocket.py` reads WebSockets and hypercorn the rest (HTTP/1.1, HTTP/2). Starting and stopping is
+`websocket.py` reads WebSockets and hypercorn the rest (`stock.py`: HTTP/1.1, HTTP/2). Starting and stopping is
 ours: hypercorn's own waits on idle connections, and on Python 3.12 and newer for as long as they live.
 
 The first SIGTERM or SIGINT drains: `handle_exit`, no more requests, running ones to their end or
@@ -23,16 +23,12 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import anyio
 import structlog
-from hypercorn.asyncio.tcp_server import TCPServer
-from hypercorn.asyncio.worker_context import WorkerContext
-from hypercorn.config import Config
-from hypercorn.protocol import ws_stream
-from hypercorn.utils import wrap_app
 
 from ..schemas.asgi import ASGIApp, Receive, Scope, Send
 from ..schemas.connection import ConnectionProtocol
@@ -209,22 +205,6 @@ async def first_bytes(reader: asyncio.StreamReader) -> bytes:
         return b""
 
 
-class Replayed:
-    """A reader whose first bytes were read already; as much of one as hypercorn asks for."""
-
-    def __init__(self, data: bytes, reader: asyncio.StreamReader) -> None:
-        self._data, self._reader = data, reader
-
-    def at_eof(self) -> bool:
-        return not self._data and self._reader.at_eof()
-
-    async def read(self, size: int) -> bytes:
-        if self._data:
-            data, self._data = self._data, b""
-            return data
-        return await self._reader.read(size)
-
-
 async def serve(
     app: ASGIApp,
     settings: Settings,
@@ -237,18 +217,8 @@ async def serve(
 
     `first` reads them first, and leaves to others what it does not answer.
     """
-    config = Config()
-    config.certfile, config.keyfile = settings.tls_cert or None, settings.tls_key or None
-    config.alpn_protocols = ["h2", "http/1.1"]
-    config.keep_alive_timeout = IDLE_SECONDS
-    config.websocket_max_message_size = settings.max_message_bytes
-    config.include_server_header = False
-    config.accesslog = config.errorlog = None
-    uncompressed: Any = ws_stream  # hypercorn 0.18 has no setting for it; deflate costs more than frames save
-    uncompressed.server_extensions_handshake = lambda requested, supported: None
     loop = asyncio.get_running_loop()
-    context = WorkerContext(None)
-    wrapped = wrap_app(cast(Any, app), config.wsgi_max_body_size, "asgi")
+    stock = cache(lambda: importlib.import_module("runner.plugins.stock").Stock(app, settings))
     connections: set[asyncio.Task[Any]] = set()
     silent: set[asyncio.StreamWriter] = set()  # of connections that have not sent anything yet
 
@@ -263,7 +233,7 @@ async def serve(
         if not data:
             writer.close()
         elif not await serve_handshake(app, data, reader, writer, settings.max_message_bytes):
-            await TCPServer(wrapped, loop, config, context, {}, cast(Any, Replayed(data, reader)), writer)
+            await stock().serve(data, reader, writer)
 
     def stream() -> asyncio.StreamReaderProtocol:
         return asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), connected, loop=loop)
@@ -281,7 +251,7 @@ async def serve(
     tls: ssl.SSLContext | None = None
     if settings.tls_cert:
         try:
-            tls = config.create_ssl_context()
+            tls = stock().tls()
         except ssl.SSLError as error:
             raise ConfigError(f"--tls-cert {settings.tls_cert}: not a certificate and its key ({error.reason})") from None
     server = await loop.create_server(accept, sock=sock, backlog=BACKLOG, ssl=tls)
@@ -292,7 +262,8 @@ async def serve(
         await drain()
     finally:
         server.close()
-        await context.terminated.set()  # idle connections close
+        if stock.cache_info().currsize:
+            await stock().end()
         if first is not None:
             await first.close(CLOSE_SECONDS)
         for writer in silent:

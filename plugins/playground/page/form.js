@@ -7,6 +7,7 @@ import { bounds, fits, initial, isMask, mediumOfField, ordered, widgetOf, words 
 import { equal, isObject, pretty } from "./values.js";
 
 const DEEPEST = 8; // nested objects drawn as forms; deeper ones are edited as JSON
+const FIRST = 4; // fields in sight of an object that requires none
 const SEEDS = 2 ** 31;
 
 /** The form of one endpoint. `changed()` is called after every edit. */
@@ -149,11 +150,11 @@ function objectControl(context, schema, isRoot = false) {
   };
 }
 
-/** What stands in sight: what is required or important; of an object that has neither, its first fields. */
+/** What stands in sight: what is required or important, and prompts; where nothing is, the first fields. */
 function mainFields(fields) {
-  const chosen = [...fields].filter(([name, { schema, required }]) => required || schema.ui?.important || /(^|_)prompt$/.test(name));
-  if (chosen.length) return new Set(chosen.map(([name]) => name));
-  return new Set([...fields.keys()].slice(0, 4));
+  const chosen = [...fields].filter(([, { schema, required }]) => required || schema.ui?.important);
+  const first = chosen.length ? chosen : [...fields].slice(0, FIRST);
+  return new Set([...first.map(([name]) => name), ...[...fields.keys()].filter((name) => /(^|_)prompt$/.test(name))]);
 }
 
 /** An object inside another. One that may be left out is drawn once somebody adds it. */

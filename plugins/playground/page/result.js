@@ -247,16 +247,21 @@ function textOf(item) {
 /** Events as they come: texts run on, pictures replace each other, the rest is listed. */
 function streamView() {
   const node = h("div", { class: "stream" });
+  let written = ""; // since the text was last drawn
   const view = {
     node,
     drawn: 0,
     begin() {
       view.drawn = 0;
+      written = "";
       view.text = view.whole = view.list = undefined;
       node.replaceChildren();
     },
     show(items, over) {
+      if (items.length < view.drawn) view.begin();
       for (; view.drawn < items.length; view.drawn++) add(items[view.drawn]);
+      if (written) view.text.append(written);
+      written = "";
       view.text?.toggleAttribute("data-writing", !over);
     },
   };
@@ -267,10 +272,12 @@ function streamView() {
       view.text ??= node.appendChild(h("p", { class: "text streaming", "aria-label": "Text of the stream" }));
       // Some models send what is new, others all there is so far.
       const soFar = view.whole ?? "";
-      if (soFar.length > 3 && text.startsWith(soFar)) view.text.textContent = view.whole = text;
-      else {
+      if (soFar.length > 3 && text.length > soFar.length && text.startsWith(soFar)) {
+        view.text.textContent = view.whole = text;
+        written = "";
+      } else {
         view.whole = soFar + text;
-        view.text.append(text);
+        written += text;
       }
     } else if (medium) {
       node.querySelector(".media")?.remove();

@@ -24,11 +24,26 @@ export function startRun({ endpoint, mode, input, links }, changed) {
     get over() {
       return ["done", "failed", "stopped"].includes(this.state);
     },
-    tell: () => changed(run),
+    tell: inFrames(() => changed(run)),
   };
   run.stop = () => stop(run);
   run.finished = drive(run);
   return run;
+}
+
+/** `draw`, at most once per frame: a stream may bring thousands of events between two. */
+function inFrames(draw) {
+  let due = false;
+  const put = () => {
+    if (due) draw();
+    due = false;
+  };
+  return () => {
+    if (due) return;
+    due = true;
+    requestAnimationFrame(put);
+    setTimeout(put, 100); // a tab that nobody looks at has no frames
+  };
 }
 
 async function drive(run) {
@@ -114,7 +129,12 @@ async function settle(run, response) {
     const body = parsed(await response.text());
     return fail(run, response.status, body?.detail ?? body, response.headers.get("x-fal-error-type") ?? undefined);
   }
-  if (type.includes("json") || type === "") run.value = parsed(await response.text());
+  if (type.startsWith("text/event-stream")) {
+    // A job of a stream keeps what it sent. The event log may have brought some of it already.
+    run.items = [];
+    for await (const { data } of events(response)) run.items.push(parsed(data));
+    run.value = run.items.at(-1);
+  } else if (type.includes("json") || type === "") run.value = parsed(await response.text());
   else if (type.startsWith("text/")) run.value = await response.text();
   else {
     const blob = await response.blob();

@@ -52,7 +52,7 @@ function showFaults(root, faults) {
     first ??= field.node;
   }
   for (let box = first?.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
-  first?.querySelector("input, textarea, select, button")?.focus();
+  first?.enter();
   return left;
 }
 
@@ -65,7 +65,7 @@ function fieldOf(context, name, given, required, label) {
   const title = label ?? schema.title ?? words(String(name));
   const hint = schema.ui?.hint ?? schema.description;
   const fault = h("p", { class: "error", id: `${id}-error`, hidden: true });
-  const mark = required ? h("span", { class: "needed", title: "required", "aria-hidden": "true" }, "*") : undefined;
+  const mark = required && label === undefined ? h("span", { class: "needed", title: "required", "aria-hidden": "true" }, "*") : undefined;
   const head = control.group
     ? h("span", { class: "label", id: `${id}-label` }, title, mark)
     : h("label", { for: id, id: `${id}-label` }, title, mark);
@@ -86,6 +86,7 @@ function fieldOf(context, name, given, required, label) {
   target.setAttribute("aria-describedby", described);
   if (required && !control.group) target.setAttribute("aria-required", "true");
   if (schema.ui?.frozen) node.querySelectorAll("input, textarea, select, button").forEach((part) => (part.disabled = true));
+  node.enter = () => (control.group ? node.querySelector("input, textarea, select, button") : target)?.focus();
   node.fault = (text) => {
     fault.textContent = text;
     fault.hidden = !text;

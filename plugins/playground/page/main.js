@@ -23,8 +23,8 @@ async function start() {
   document.title = `${about.app} playground`;
   byId("app").textContent = about.app;
   byId("app-id").textContent = about.app_id;
-  watchHealth(byId("health"), endpoints.map(({ path }) => path));
-  const page = makePage(about, endpoints);
+  const lookAtHealth = watchHealth(byId("health"), endpoints.map(({ path }) => path));
+  const page = makePage(about, endpoints, lookAtHealth);
   const wanted = fromLink(location.hash);
   page.open(endpoints.find(({ path }) => path === wanted?.path) ?? endpoints[0], wanted);
   window.addEventListener("hashchange", () => {
@@ -43,7 +43,7 @@ function showTrouble(error) {
 }
 
 /** Everything below the header. Owns which endpoint is open and the run that is going on. */
-function makePage(about, endpoints) {
+function makePage(about, endpoints, lookAtHealth) {
   const views = new Map();
   const history = makeHistory(about.app_id);
   const nav = byId("endpoints");
@@ -55,7 +55,7 @@ function makePage(about, endpoints) {
   let current;
 
   function open(endpoint, wanted) {
-    if (!views.has(endpoint)) views.set(endpoint, endpointView(endpoint, { about, history, repeat }));
+    if (!views.has(endpoint)) views.set(endpoint, endpointView(endpoint, { about, history, repeat, lookAtHealth }));
     const next = views.get(endpoint);
     current?.node.remove();
     current = next;
@@ -84,7 +84,7 @@ function makePage(about, endpoints) {
 }
 
 /** One endpoint: its form on one side, what came of it on the other. */
-function endpointView(endpoint, { about, history, repeat }) {
+function endpointView(endpoint, { about, history, repeat, lookAtHealth }) {
   const { links, app_id: appId } = about;
   const socket = Boolean(endpoint.protocol);
   let input;
@@ -167,13 +167,14 @@ function endpointView(endpoint, { about, history, repeat }) {
     const focused = document.activeElement === runButton || document.activeElement === stopButton;
     runButton.hidden = !run.over;
     stopButton.hidden = run.over;
-    stopButton.disabled = Boolean(run.stopping);
+    stopButton.setAttribute("aria-disabled", String(Boolean(run.stopping))); // a disabled one would lose the focus
     for (const button of ways.buttons) button.disabled = !run.over;
     if (focused && document.activeElement === document.body) (run.over ? runButton : stopButton).focus();
   }
   function ended(which) {
     history.add(which);
     drawRuns();
+    lookAtHealth();
     if (which === run && run.status === 422 && Array.isArray(run.problem?.detail)) {
       left.show(0);
       form.showFaults(run.problem.detail);

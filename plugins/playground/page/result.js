@@ -10,6 +10,7 @@ const STATES = { sent: "Sending", queued: "In the queue", running: "Running", do
 const MOST_ROWS = 200;
 const MOST_EVENTS = 200; // of a stream, shown one by one
 const LONG_TEXT = 20_000;
+const NEAR_END = 80; // pixels from the end of what streams in, where a reader follows it
 
 /** The place where a run is shown. `show(run)` may be called as often as something changes. */
 export function makeResult() {
@@ -259,10 +260,13 @@ function streamView() {
     },
     show(items, over) {
       if (items.length < view.drawn) view.begin();
+      const box = node.closest(".card");
+      const atEnd = box && box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_END;
       for (; view.drawn < items.length; view.drawn++) add(items[view.drawn]);
       if (written) view.text.append(written);
       written = "";
       view.text?.toggleAttribute("data-writing", !over);
+      if (atEnd && !over) box.scrollTop = box.scrollHeight; // who reads further up stays there
     },
   };
   function add(item) {

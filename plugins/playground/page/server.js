@@ -48,6 +48,7 @@ function askKey(wrong) {
     byId("key-error").textContent = wrong ? "The server does not know this key." : "";
     byId("key-value").value = "";
     dialog.returnValue = "";
+    byId("key-later").onclick = () => dialog.close();
     dialog.showModal();
     dialog.addEventListener("close", () => {
       asking = undefined;

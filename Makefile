@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 
-.PHONY: help setup run test soak models-test check image-test
+.PHONY: help setup run test soak models-test bench check image-test
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile
@@ -39,6 +39,9 @@ soak: setup  ## the slow ones, hours: cancel each loop 1,000 times, race 10,000 
 
 models-test: .venv-models/.done  ## stock loops of diffusers and transformers stop unchanged
 	.venv-models/bin/python -m pytest -q tests/models/check_models.py
+
+bench: setup  ## us and six peers side by side, about ten minutes (apt-get install -y wrk)
+	.venv/bin/python bench/peers.py
 
 check: setup  ## ruff and mypy
 	.venv/bin/ruff check .

@@ -151,6 +151,7 @@ class Meter:
             runners.labels(app_id, state, machine).set_function(partial(self._is_in, state))
         gauge("fal_app_queue_size", "Requests that wait for a place.", lambda: service.lanes["waiting"], application=app_id)
         gauge("fal_app_concurrent_requests", "Requests that run.", lambda: service.lanes["running"], application=app_id)
+        self._series: dict[tuple[str, str, int, str | None], tuple[Any, ...]] = {}
         self._requests = Counter(
             "http_requests_total", "HTTP requests by outcome.", ["method", "path", "status_code", "app_name"], registry=registry
         )
@@ -199,15 +200,24 @@ class Meter:
             while True:
                 one = finished.popleft()
                 path = one.endpoint or one.route or "other"  # never as asked: callers would make labels without end
-                labels = (one.method, path, str(one.status), app)
-                self._requests.labels(*labels).inc()
-                self._seconds.labels(*labels).observe(one.seconds)
+                key = one.method, path, one.status, one.endpoint
+                if (series := self._series.get(key)) is None:
+                    series = self._series[key] = self._series_of(one, path, app)
+                requests, seconds, waited, sent = series
+                requests.inc()
+                seconds.observe(one.seconds)
                 if one.endpoint is not None:
-                    self._waited.labels(one.endpoint).observe(one.waited)
-                    self._bytes.labels(one.endpoint).inc(one.bytes_out)
+                    waited.observe(one.waited)
+                    sent.inc(one.bytes_out)
                 if one.stopped is not None:
                     self._cancel.labels(one.stopped.reason, one.stopped.layer).observe(one.stopped.seconds)
                     self._swallowed.inc(one.stopped.swallowed)
+
+    def _series_of(self, one: Finished, path: str, app: str) -> tuple[Any, ...]:
+        """What requests like `one` are counted in; looking it up by its labels each time takes longer than counting."""
+        labels = (one.method, path, str(one.status), app)
+        own = (self._waited.labels(one.endpoint), self._bytes.labels(one.endpoint)) if one.endpoint is not None else (None, None)
+        return self._requests.labels(*labels), self._seconds.labels(*labels), *own
 
     def text(self) -> tuple[bytes, str]:
         return self._generate(self.registry), self._media_type

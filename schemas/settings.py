@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -125,6 +124,8 @@ def _from_file(folder: Path, hints: Mapping[str, Any]) -> Mapping[str, Any]:
     for file, keys in ((folder / "runner.toml", ()), (folder / "pyproject.toml", ("tool", "runner"))):
         if not file.is_file():
             continue
+        import tomllib  # most starts have no such file
+
         try:
             table: Any = tomllib.loads(file.read_text())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 
-.PHONY: help setup run test soak models-test check image-test
+.PHONY: help setup run test soak models-test screenshots check image-test
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile
@@ -38,6 +38,9 @@ soak: setup  ## the slow ones: cancel 1,000 times, race 10,000 times, kill 2,000
 
 models-test: .venv-models/.done  ## stock loops of diffusers and transformers stop unchanged
 	.venv-models/bin/python -m pytest -q tests/models/check_models.py
+
+screenshots: setup  ## pictures of the playground, into docs/ (apt-get install -y chromium)
+	cd tests && ../.venv/bin/python screenshots.py
 
 check: setup  ## ruff and mypy
 	.venv/bin/ruff check .

@@ -92,6 +92,12 @@ def test_the_wheel_holds_one_top_level_name(wheel: Path) -> None:
     assert held == ours | {"__init__.py", "__main__.py"}
 
 
+def test_the_wheel_holds_the_page_of_the_playground(wheel: Path) -> None:
+    page = Path("plugins") / "playground" / "page"
+
+    assert {file.name for file in (wheel / "runner" / page).iterdir()} == {file.name for file in (HOUSE / page).iterdir()}
+
+
 def test_an_editable_install_is_the_checkout_itself(editable: Path) -> None:
     assert {path.suffix for path in editable.iterdir()} == {".pth", ".dist-info"}
     (links,) = editable.glob("*.pth")

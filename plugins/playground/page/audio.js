@@ -16,7 +16,7 @@ export function waveform(source) {
     const played = player.duration ? (player.currentTime / player.duration) * BARS : 0;
     pen.clearRect(0, 0, canvas.width, canvas.height);
     peaks.forEach((peak, i) => {
-      pen.fillStyle = i < played ? style.getPropertyValue("--accent") : style.getPropertyValue("--faint");
+      pen.fillStyle = i < played ? style.accentColor : style.color;
       const height = Math.max(2, peak * canvas.height);
       pen.fillRect(i * 4, (canvas.height - height) / 2, 3, height);
     });

@@ -149,7 +149,8 @@ function javascriptFal(call) {
   if (call.mode === "queue") {
     return [...head, `const result = await fal.subscribe(${JSON.stringify(call.id)}, {`, `  input: ${input},`, "  logs: true,", "  onQueueUpdate: (update) => console.error(update.status),", "});", "console.log(result.data);"].join("\n");
   }
-  if (call.mode === "stream" || call.streams) {
+  // This client's stream asks for JSON as well (1.10), which an endpoint with one answer then gives: run it.
+  if (call.streams) {
     const own = call.path.endsWith("/stream") ? [] : [`  url: ${JSON.stringify(`https://fal.run/${call.id}`)},`];
     const id = call.path.endsWith("/stream") ? call.id : call.appId;
     const open = [...head, `const stream = await fal.stream(${JSON.stringify(id)}, {`, ...own, `  input: ${input},`, "});"];

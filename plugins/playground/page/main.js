@@ -13,6 +13,7 @@ import { base, json, mayAskAgain } from "./server.js";
 import { duration, pretty } from "./values.js";
 
 const RESULT = 0;
+const SOON_MS = 250; // after a run began, when a place is taken
 
 start().catch(showTrouble);
 
@@ -155,6 +156,7 @@ function endpointView(endpoint, { about, history, repeat, lookAtHealth }) {
     right.show(RESULT);
     run = startRun({ endpoint, mode, input, links }, changed);
     keepLink();
+    setTimeout(lookAtHealth, SOON_MS);
     run.finished.then(ended);
     changed(run);
   }
@@ -179,7 +181,8 @@ function endpointView(endpoint, { about, history, repeat, lookAtHealth }) {
       left.show(0);
       form.showFaults(run.problem.detail);
     }
-    if (matchMedia("(max-width: 52rem)").matches) rightNode.scrollIntoView({ behavior: "smooth", block: "start" });
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    if (matchMedia("(max-width: 52rem)").matches) rightNode.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
   }
   function keepLink() {
     const link = linkTo({ path: endpoint.path, mode, input });

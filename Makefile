@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 
-.PHONY: help setup run test soak models-test bench check image-test
+.PHONY: help setup run test soak models-test bench screenshots check image-test
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile
@@ -42,6 +42,9 @@ models-test: .venv-models/.done  ## stock loops of diffusers and transformers st
 
 bench: setup  ## us and six peers side by side, about ten minutes (apt-get install -y wrk)
 	.venv/bin/python bench/peers.py
+
+screenshots: setup  ## pictures of the playground, into docs/ (apt-get install -y chromium)
+	cd tests && ../.venv/bin/python screenshots.py
 
 check: setup  ## ruff and mypy
 	.venv/bin/ruff check .

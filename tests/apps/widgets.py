@@ -62,6 +62,15 @@ class Sound(msgspec.Struct):
     audio: runner.Audio
 
 
+class Masked(msgspec.Struct):
+    image_url: str
+    mask_url: str
+
+
+class Chunk(msgspec.Struct):
+    sound: bytes = b""
+
+
 class Widgets(runner.App):
     max_multiplexing = 2
 
@@ -78,6 +87,7 @@ class Widgets(runner.App):
         for step in range(count):
             print(f"step {step + 1}")
             runner.progress(step + 1, count, "stepping")
+            runner.preview(Pictures.new("RGB", (64, 64), (255, 8 * step, 0)))
             time.sleep(seconds)
         return {"steps": count}
 
@@ -93,6 +103,23 @@ class Widgets(runner.App):
     @runner.endpoint("/markup")
     def markup(self) -> dict[str, str]:
         return {"text": "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"}
+
+    @runner.endpoint("/inpaint")
+    def inpaint(self, input: Masked) -> Masked:
+        return input
+
+    @runner.endpoint("/hear")
+    def hear(self, audio: runner.Audio) -> dict[str, Any]:
+        with audio.open() as file, wave.open(file) as sound:
+            return {"channels": sound.getnchannels(), "heard": sound.getnframes() > 0}
+
+    @runner.endpoint("/albums")
+    def albums(self, images: list[runner.Image]) -> dict[str, Any]:
+        return {"sizes": [list(image.to_pil().size) for image in images]}
+
+    @runner.realtime("/levels")
+    def levels(self, chunk: Chunk) -> dict[str, int]:
+        return {"bytes": len(chunk.sound)}
 
     @runner.realtime("/double")
     def double(self, frame: Frame) -> Frame:

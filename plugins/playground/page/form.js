@@ -14,7 +14,8 @@ const SEEDS = 2 ** 31;
 export function makeForm(endpoint, changed) {
   const context = { resolve: endpoint.resolve, changed, depth: 0, values: () => root.get() };
   const schema = endpoint.input;
-  const root = schema.properties || schema.type === "object" ? objectControl(context, schema, true) : wholeField(context, schema);
+  const isRecord = (schema.properties || schema.type === "object") && !mediumOfField("", schema);
+  const root = isRecord ? objectControl(context, schema, true) : wholeField(context, schema);
   return {
     node: root.node,
     get: root.get,
@@ -24,7 +25,7 @@ export function makeForm(endpoint, changed) {
   };
 }
 
-/** An input that is no object: one field, named as the schema is. */
+/** An input that is no object, or is a file itself: one field, named as the schema is. */
 function wholeField(context, schema) {
   const field = fieldOf(context, "body", { title: "Input", ...schema }, true);
   return { ...field.control, node: h("div", { class: "fields" }, field.node), child: () => field };

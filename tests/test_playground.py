@@ -15,7 +15,7 @@ import pytest
 from browsing import browsing, looking_at
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
-from serving import HOUSE, Runner, serving
+from serving import HOUSE, Runner, serving, written
 
 EXAMPLES = HOUSE / "examples"
 WIDGETS = Path(__file__).parent / "apps" / "widgets.py"
@@ -504,3 +504,17 @@ def test_without_the_plugin_there_is_no_page(tmp_path: Path) -> None:
     with serving(EXAMPLES / "hello.py", "--no-plugin", "playground", cwd=tmp_path) as runner:
         assert runner.get("/", headers=HTML).status_code == 405
         assert runner.get("/playground/discovery").status_code == 404
+
+
+def test_an_endpoint_that_answers_get_itself_keeps_its_path(tmp_path: Path) -> None:
+    app = "import runner\nclass Own(runner.App):\n    @runner.endpoint('/', health_check=runner.HealthCheck(method='GET'))\n    def check(self) -> str: return 'own'\n"
+    with serving(written(tmp_path, app), cwd=tmp_path) as runner:
+        assert runner.get("/", headers=HTML).json() == "own"
+
+
+def test_a_server_without_the_queue_offers_no_queue(browser: Browser, tmp_path: Path) -> None:
+    with serving(EXAMPLES / "hello.py", "--no-plugin", "queue", cwd=tmp_path) as runner, looking_at(browser, runner.url) as page:
+        page.get_by_label("Prompt").fill("x")
+        expect(page.get_by_role("radio")).to_have_text(["Direct", "Stream"])
+        run(page)
+        ended(page)

@@ -63,7 +63,7 @@ function fieldOf(context, name, given, required, label) {
   const schema = context.resolve(given);
   const id = newId("field");
   const control = controlOf(context, name, schema, id, required);
-  const title = label ?? schema.title ?? words(String(name));
+  const title = label ?? given.title ?? words(String(name)); // a reference has the title of its type, not of the field
   const hint = schema.ui?.hint ?? schema.description;
   const fault = h("p", { class: "error", id: `${id}-error`, hidden: true });
   const mark = required && label === undefined ? h("span", { class: "needed", title: "required", "aria-hidden": "true" }, "*") : undefined;

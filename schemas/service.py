@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -61,6 +61,10 @@ class RunningView(Protocol):
 
     def stop(self, request: Request, reason: str) -> None:
         """Stop `request`: by its author's cancel endpoint if there is one, then by its token."""
+        ...
+
+    def cancel(self, request_id: str) -> Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED", "NOT_FOUND"]:
+        """Stop the request of this id, for whoever asked for it."""
         ...
 
 

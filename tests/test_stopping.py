@@ -116,6 +116,21 @@ def test_a_cancel_by_id_stops_the_work_and_both_callers_are_told(runner: Runner,
     assert line["layer"] in ("scope", "asynchronous", "back-edge")
 
 
+def test_a_direct_request_is_cancelled_by_the_queues_path_too(runner: Runner, tmp_path: Path) -> None:
+    base = "/queue/local/stoppable/requests"
+    with ThreadPoolExecutor() as callers, runner.client() as client:
+        answer = callers.submit(runner.post, f"/spin?path={tmp_path / 'never'}", headers={"x-fal-request-id": "one"})
+        begun(runner, "one")
+        cancelled = client.put(f"{base}/one/cancel")
+        stopped = answer.result()
+        late, unknown = client.put(f"{base}/one/cancel"), client.put(f"{base}/nobody/cancel")
+
+    assert (cancelled.status_code, cancelled.json()) == (202, {"status": "CANCELLATION_REQUESTED"})
+    assert (stopped.status_code, stopped.json()["error_type"]) == (499, "client_cancelled")
+    assert (late.status_code, late.json()) == (400, {"status": "ALREADY_COMPLETED"})
+    assert (unknown.status_code, unknown.json()) == (404, {"status": "NOT_FOUND"})
+
+
 def test_behaviour_24_a_cancel_before_the_work_began_means_it_never_begins(runner: Runner, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with ThreadPoolExecutor() as callers:

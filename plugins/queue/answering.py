@@ -222,6 +222,8 @@ class Answers:
             outcome = await self._dispatcher.cancel(match["id"])
         except Unstorable as error:
             raise ServerError(507, f"the cancel cannot be stored: {error}", "internal_error", {"Retry-After": "10"}) from error
+        if outcome == "NOT_FOUND":  # no job: a direct request may have the id
+            outcome = self._service.running_now.cancel(match["id"])
         return json_response({"status": outcome}, status=CANCEL_STATUS[outcome])
 
 

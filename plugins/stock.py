@@ -46,7 +46,7 @@ class Stock:
         config.certfile, config.keyfile = settings.tls_cert or None, settings.tls_key or None
         config.alpn_protocols = ["h2", "http/1.1"]
         config.keep_alive_timeout = IDLE_SECONDS
-    config.keep_alive_max_requests = 2**31  # its default of 1,000 cuts clients off that do not retry
+        config.keep_alive_max_requests = 2**31  # its default of 1,000 cuts clients off that do not retry
         config.websocket_max_message_size = settings.max_message_bytes
         config.include_server_header = False
         config.accesslog = config.errorlog = None

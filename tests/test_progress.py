@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,6 +80,40 @@ def test_bars_are_left_alone_when_the_setting_says_so(tmp_path: Path) -> None:
 
 
 # --- packages that this environment does not have, as far as we touch them
+
+
+def test_a_download_tells_how_far_it_is(tmp_path: Path) -> None:
+    app = written(
+        tmp_path,
+        """
+import runner
+class Reader(runner.App):
+    @runner.endpoint("/", on_disconnect="finish")
+    def read(self, file: runner.File) -> int:
+        return len(file.as_bytes())
+""",
+    )
+    (tmp_path / "large.bin").write_bytes(bytes(3_000_000))
+    with file_server(tmp_path) as port, serving(app, "--allow-private-hosts", f"127.0.0.1:{port}") as runner:
+        response = runner.post("/", f"http://127.0.0.1:{port}/large.bin")
+        events = told(runner.get(response.headers["x-runner-events"]).text)
+
+    assert response.json() == 3_000_000
+    assert events[-1] == {"done": 3_000_000, "message": "downloading large.bin", "total": 3_000_000}
+    assert [event["done"] for event in events] == sorted(event["done"] for event in events)
+
+
+@contextmanager
+def file_server(folder: Path) -> Iterator[int]:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from ...schemas.files import Content, Unfetchable, checked_url, is_data, safe_name
 from ...schemas.problems import HTTPError, RequestCancelled
+from ...schemas.request import current_request
 from ...schemas.storing import PLAIN_ERRAND, Errand
 from ..addresses import addresses_of, canonical_host, host_and_port, is_address, is_public
 from .headers import decoded, essence_of, parameters
@@ -125,11 +126,16 @@ class Fetcher:
         name = safe_name(name) or safe_name(unquote(target.path.partition("?")[0]))
         guessed = mimetypes.guess_type(name)[0] if name else None
         content = Content(content_type=essence_of(received.get("content-type")) or guessed, file_name=name, folder=folder)
+        length = received.get("content-length", "")
+        progress = {"message": f"downloading {name or 'a file'}"} | ({"total": int(length)} if length.isdecimal() else {})
+        log = current_request().log  # of the request that reads; most keep none
         try:
             for chunk in response.iter_stream():
                 if content.size + len(chunk) > most_bytes:
                     raise _too_large(most_bytes)
                 content.append(chunk)
+                if log is not None:
+                    log.latest("progress", {"done": content.size, **progress})
         except BaseException:
             content.close()
             raise

@@ -160,6 +160,8 @@ class Meter:
             ["method", "path", "status_code", "app_name"], registry=registry, buckets=RUN_BUCKETS,
         )  # fmt: skip
         # ours
+        self._items = Counter("runner_items_total", "Events of streams, and messages to the clients of sockets.", ["endpoint"], registry=registry)
+        self._sockets = Counter("runner_sockets_ended_total", "Sockets by why they ended.", ["endpoint", "why"], registry=registry)
         self._waited = Histogram("runner_waited_seconds", "In the line before a place was free.", ["endpoint"], registry=registry, buckets=WAIT_BUCKETS)
         self._cancel = Histogram(
             "runner_cancel_seconds", "From the wish to stop until the place was free.", ["reason", "layer"], registry=registry, buckets=CANCEL_BUCKETS
@@ -209,6 +211,10 @@ class Meter:
                 if one.endpoint is not None:
                     waited.observe(one.waited)
                     sent.inc(one.bytes_out)
+                if one.items is not None:
+                    self._items.labels(path).inc(one.items)
+                if one.ended is not None:
+                    self._sockets.labels(path, one.ended).inc()
                 if one.stopped is not None:
                     self._cancel.labels(one.stopped.reason, one.stopped.layer).observe(one.stopped.seconds)
                     self._swallowed.inc(one.stopped.swallowed)

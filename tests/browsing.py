@@ -22,10 +22,10 @@ def chromium() -> str:
 
 
 @contextmanager
-def browsing() -> Iterator[Browser]:
-    """A browser with a profile of its own."""
+def browsing(*arguments: str) -> Iterator[Browser]:
+    """A browser with a profile of its own, started with these arguments beside ours."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=QUIET)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=[*QUIET, *arguments])
         try:
             yield browser
         finally:

@@ -6,8 +6,10 @@ import socket
 from pathlib import Path
 
 import httpx
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Runner, serving, written
+from websockets.sync.client import connect
 
 APP = """
 import threading, time
@@ -30,6 +32,14 @@ class Metered(runner.App):
         print("begun")
         while True:
             time.sleep(0.001)
+
+    @runner.endpoint("/count")
+    def count(self):
+        yield from range(5)
+
+    @runner.realtime("/echo")
+    def echo(self, input: dict) -> dict:
+        return input
 
     @runner.endpoint("/freeze")
     async def freeze(self) -> str:
@@ -76,6 +86,22 @@ def test_requests_are_counted_by_endpoint_and_outcome(tmp_path: Path) -> None:
     assert of(found, "runner_cancel_seconds_count", reason="request_timeout") == 1
     assert of(found, "runner_waited_seconds_count", endpoint="/") == 3
     assert of(found, "runner_response_bytes_total", endpoint="/") == 3 * len('"served"')
+
+
+def test_streams_and_sockets_are_counted_when_they_end(tmp_path: Path) -> None:
+    with serving(written(tmp_path, APP.format(options=""))) as runner:
+        for _ in range(2):
+            assert runner.post("/count").text.count("data: ") == 5
+        with connect(runner.url.replace("http", "ws") + "/echo", proxy=None) as socket:
+            for number in range(3):
+                socket.send(msgspec.msgpack.encode({"number": number}))
+                assert msgspec.msgpack.decode(socket.recv()) == {"number": number}
+        runner.wait_for("request.finished", path="/echo")
+        found = read(runner)
+
+    assert of(found, "runner_items_total", endpoint="/count") == 10
+    assert of(found, "runner_items_total", endpoint="/echo") == 3
+    assert of(found, "runner_sockets_ended_total", endpoint="/echo", why="client") == 1
 
 
 def test_the_lane_and_the_health_are_shown_as_they_are(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ from runner.plugins.realtime import Open, Talk, Wire, make_talk
 from runner.plugins.registry import ask, list_plugins, load_plugins
 from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
+from runner.plugins.telling import Teller
 from runner.plugins.types import Header, bind, describe
 from runner.schemas import names
 from runner.schemas.app import AppSpec, derive_alias, read_options
@@ -67,7 +68,7 @@ from runner.schemas.asgi import Receive, Scope, Send
 from runner.schemas.codec import Codec
 from runner.schemas.connection import SHORTCUTS, ConnectionProtocol
 from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, Retry, check_path, realtime_mode
-from runner.schemas.events import Finished, OnOutput
+from runner.schemas.events import OnOutput
 from runner.schemas.exits import WRONG_SETTING
 from runner.schemas.health import Health, HealthCheck, State
 from runner.schemas.names import *  # noqa: F403 # all that plugins need of the lowest floor
@@ -296,7 +297,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     service.error_maps = tuple(reversed(ask(plugins, "map_error", service=service)))
     for checks in ask(plugins, "health_checks", service=service):
         service.health_checks |= checks
-    service.observers = tuple(ask(plugins, "observe_requests", service=service))
+    service.teller.observers = tuple(ask(plugins, "observe_requests", service=service))
     service.connections = plugins.hook.connection_protocol(service=service)
     service.output_observers = tuple(ask(plugins, "observe_output", service=service))
     return service
@@ -327,7 +328,6 @@ class Service:
     interceptors: tuple[Callable[[Request], Response | None], ...] = ()
     added_headers: tuple[AddHeaders, ...] = ()
     error_maps: tuple[Callable[[BaseException], Response | None], ...] = ()
-    observers: tuple[Callable[[Finished], None], ...] = ()
     connections: ConnectionProtocol | None = None
     output_observers: tuple[OnOutput, ...] = ()
     queue_store: QueueStore | None = None
@@ -351,7 +351,7 @@ class Service:
         self.logs = EventLogs()
         self.health_checks: dict[str, Check] = {}
         self._codecs: dict[Any, Codec] = {}
-        self._watching: set[asyncio.Task[None]] = set()
+        self.teller = Teller()
         self._ids = new_ids()
         self._new_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
         self._talks: set[Talk] = set()
@@ -450,7 +450,7 @@ class Service:
             self.running_now.ended(request)
             if request.log is not None and request.begin is None:  # a job may be tried again
                 request.log.append("completed", reply.outcome())
-            self._tell_observers(request, reply, began)
+            self.teller.tell(request, reply, began)
 
     async def _answer(self, request: Request, receive: Receive, reply: Reply) -> None:
         """Find what answers, run it, send what it gives; whatever is raised becomes an answer too."""
@@ -559,7 +559,7 @@ class Service:
             self.running_now.ended(request)
             if wire.gone and wire.why is None:
                 wire.why = "client"
-            self._tell_observers(request, wire, began)
+            self.teller.tell(request, wire, began)
 
     async def _talk(self, request: Request, wire: Wire) -> None:
         """Find who talks to this client and let them; whatever is raised becomes an ending."""
@@ -582,43 +582,6 @@ class Service:
         finally:
             if talk is not None:
                 self._talks.discard(talk)
-
-    # --- what is told of both
-
-    def _tell_observers(self, request: Request, reply: Reply | Wire, began: float) -> None:
-        place, seconds = request.place, time.perf_counter() - began
-        if not request.token.cancelled or place is None:
-            self._observe(request, reply, seconds, None)
-            return
-
-        async def once_out() -> None:
-            self._observe(request, reply, seconds, await place.stopped())
-
-        task = asyncio.get_running_loop().create_task(once_out())
-        self._watching.add(task)
-        task.add_done_callback(self._watching.discard)
-
-    def _observe(self, request: Request, reply: Reply | Wire, seconds: float, stopped: Any) -> None:
-        client = request.scope.get("client")
-        gone = isinstance(reply, Reply) and request.token.reason == "client_disconnected"  # a socket ends so
-        finished = Finished(
-            request_id=request.id or "",
-            method=request.method or "WS",
-            path=request.path,
-            endpoint=reply.endpoint.path if reply.endpoint else None,
-            route=reply.route,
-            status=499 if gone or not reply.status else reply.status,
-            seconds=seconds,
-            waited=request.place.waited if request.place is not None else 0.0,
-            bytes_out=reply.bytes_out,
-            client=client[0] if client else None,
-            error_type="client_disconnected" if gone else reply.error_type,
-            stopped=stopped,
-            items=reply.items,
-            ended=reply.why,
-        )
-        for observe in self.observers:
-            observe(finished)
 
     # --- from start to stop
 

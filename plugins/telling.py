@@ -1,0 +1,83 @@
+"""Telling: observers hear of every request once it is over, and of a stopped one once its place is free."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from ..schemas.endpoint import Endpoint
+from ..schemas.events import Finished, Stopped
+from ..schemas.request import Request
+
+Observe = Callable[[Finished], None]
+
+
+class Outcome(Protocol):
+    """What became of a request or a socket: `Reply` and `Wire` know."""
+
+    @property
+    def endpoint(self) -> Endpoint | None: ...
+    @property
+    def route(self) -> str: ...
+    @property
+    def status(self) -> int:
+        """0: no head was sent."""
+        ...
+
+    @property
+    def bytes_out(self) -> int: ...
+    @property
+    def error_type(self) -> str | None: ...
+    @property
+    def items(self) -> int | None: ...
+    @property
+    def why(self) -> str | None:
+        """Why a socket ended."""
+        ...
+
+
+class Teller:
+    """Tells the observers of one service, on its loop. Owns the tasks that wait for a place to be free."""
+
+    def __init__(self) -> None:
+        self.observers: tuple[Observe, ...] = ()  # filled in by assembly
+        self._waiting: set[asyncio.Task[None]] = set()
+
+    def tell(self, request: Request, outcome: Outcome, began: float) -> None:
+        """`request` is over; it began at `began`, by `time.perf_counter`."""
+        place, seconds = request.place, time.perf_counter() - began
+        if not request.token.cancelled or place is None:
+            self._tell(request, outcome, seconds, None)
+            return
+
+        async def once_out() -> None:
+            self._tell(request, outcome, seconds, await place.stopped())
+
+        task = asyncio.get_running_loop().create_task(once_out())
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    def _tell(self, request: Request, outcome: Outcome, seconds: float, stopped: Stopped | None) -> None:
+        client = request.scope.get("client")
+        is_socket = request.scope.get("type") == "websocket"  # which always ends by somebody's leaving
+        gone = not is_socket and request.token.reason == "client_disconnected"
+        finished = Finished(
+            request_id=request.id or "",
+            method=request.method or "WS",
+            path=request.path,
+            endpoint=outcome.endpoint.path if outcome.endpoint else None,
+            route=outcome.route,
+            status=499 if gone or not outcome.status else outcome.status,
+            seconds=seconds,
+            waited=request.place.waited if request.place is not None else 0.0,
+            bytes_out=outcome.bytes_out,
+            client=client[0] if client else None,
+            error_type="client_disconnected" if gone else outcome.error_type,
+            stopped=stopped,
+            items=outcome.items,
+            ended=outcome.why,
+        )
+        for observe in self.observers:
+            observe(finished)

@@ -9,7 +9,6 @@ and in the end have the process replaced; so does a cancelled run that left the 
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import sys
 import time
@@ -86,8 +85,6 @@ class Life:
         if sys.modules.get("torch") is not None:
             self._fingerprint = Fingerprint(self._instance)
             self.lane.look_at = self._look_at_model
-        gc.collect()
-        gc.freeze()  # what is loaded stays: looking through all of it again and again held requests up
         if self._health.become(State.READY):
             log.info("app.ready", seconds=round(time.perf_counter() - began, 3))
 
@@ -132,7 +129,6 @@ class Life:
                     log.error("teardown.failed", reason=f"it took longer than {seconds:g} s, what was left of the grace period")
             except BaseException as error:
                 log.error("teardown.failed", exc_info=error)
-        gc.unfreeze()
         for lane in (self.lane, self.aside):
             if not await lane.close(seconds):
                 log.warning("lane.left_behind", lane=lane.name, reason="a thread does not end; the process ends without it")

@@ -12,6 +12,7 @@ setup ends it with code 1, after probes had a second to read why. The codes are 
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import importlib.util
 import json
@@ -130,6 +131,8 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
 
     def on_state(state: State) -> None:
         if state is State.READY:
+            gc.collect()
+            gc.freeze()  # what is loaded stays: looking through all of it again and again held requests up
             _tell_supervisor()
             if settings.ready_fd >= 0:
                 _tell_ready(settings.ready_fd, url)

@@ -26,7 +26,7 @@ STEPS, BATCH = 300, 256
 class Input(msgspec.Struct):
     prompt: str = "The tide "
     length: Annotated[int, Meta(ge=1, le=100_000)] = 200
-    temperature: Annotated[float, Meta(gt=0, le=2)] = 0.5
+    temperature: Annotated[float, Meta(ge=0.05, le=2)] = 0.5
     seed: int = 0
 
 

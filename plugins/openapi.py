@@ -4,7 +4,8 @@ It says what FastAPI would say of the same class, plus fal's own keys: the order
 properties, and what a websocket speaks. It is made when first asked for and then kept.
 The title is the class's name and the version its `version` attribute, where fal says "FastAPI"
 and "0.1.0": no client looks at them, people do. Streams are described as what they are here,
-`text/event-stream` with the schema of one item.
+`text/event-stream`, whose events have one item each as their `data`, or a list of all of them as
+JSON. OpenAPI 3.1 has no word for events; the schema of one has the form that OpenAPI 3.2 gives it.
 """
 
 from __future__ import annotations
@@ -121,12 +122,10 @@ def _operation(endpoint: Endpoint, service: ServiceView, components: Components)
             else _whole_body(bodies[0], service, components)
         )
     answer = _schema(endpoint.output, service, components, output=True)
-    media_type = "text/event-stream" if endpoint.streams else JSON
     if answer and "$ref" not in answer:
         answer["title"] = f"Response_{operation_id}".replace("_", " ").title()
-    operation["responses"] = {
-        "200": {"description": "Successful Response", "content": {media_type: {"schema": answer}}}
-    }
+    content = _stream(answer) if endpoint.streams else {JSON: {"schema": answer}}
+    operation["responses"] = {"200": {"description": "Successful Response", "content": content}}
     if carried or bodies:
         faults = components.add({"$ref": f"{REFERENCE}HTTPValidationError"}, VALIDATION_ERRORS)
         operation["responses"]["422"] = {
@@ -134,6 +133,15 @@ def _operation(endpoint: Endpoint, service: ServiceView, components: Components)
             "content": {JSON: {"schema": faults}},
         }
     return operation
+
+
+def _stream(item: dict[str, Any]) -> dict[str, Any]:
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": item}
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    return {
+        "text/event-stream": {"schema": event},
+        JSON: {"schema": {"type": "array", "items": item}},
+    }
 
 
 def _parameter(p: Parameter, service: ServiceView, components: Components) -> dict[str, Any]:

@@ -328,7 +328,9 @@ def test_bad_input_is_described_where_there_is_input() -> None:
 def test_a_stream_answers_with_events_of_its_item() -> None:
     content = PAINTER["paths"]["/strokes"]["post"]["responses"]["200"]["content"]
 
-    assert content == {"text/event-stream": {"schema": reference("Output")}}
+    event = content["text/event-stream"]["schema"]["properties"]["data"]
+    assert event == {"type": "string", "contentMediaType": "application/json", "contentSchema": reference("Output")}
+    assert content["application/json"] == {"schema": {"type": "array", "items": reference("Output")}}
 
 
 def test_paths_are_ordered_http_then_health_then_websockets() -> None:

@@ -19,7 +19,9 @@ export function endpointsOf(document) {
 
 function endpoint(path, operation, kind, resolve, protocol) {
   const body = Object.values(operation.requestBody?.content ?? {})[0]?.schema;
-  const answer = Object.values(operation.responses?.["200"]?.content ?? {})[0]?.schema;
+  const answers = operation.responses?.["200"]?.content ?? {};
+  const whole = (answers["application/json"] ?? Object.values(answers)[0])?.schema;
+  const answer = kind === "stream" ? whole?.items : whole;
   const carried = (operation.parameters ?? []).filter((p) => p.in !== "cookie" && !/^x-fal-/i.test(p.name));
   return {
     path, kind, protocol, resolve,

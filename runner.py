@@ -58,6 +58,7 @@ from runner.plugins.progress import preview, progress
 from runner.plugins.realtime import Limits as SocketLimits
 from runner.plugins.realtime import Open, Talk, Wire, make_talk
 from runner.plugins.registry import ask, list_plugins, load_plugins
+from runner.plugins.reloading import waiting_for_a_better_one
 from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
 from runner.plugins.telling import Teller
@@ -688,7 +689,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve one app as the arguments say. Returns the exit code: 2 for a wrong setting or class."""
     try:
         target, settings, action = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ, Path.cwd())
-        if settings.supervise and settings.listen_fd < 0 and action is None:
+        if (settings.supervise or settings.reload) and settings.listen_fd < 0 and action is None:
             importlib.import_module("runner.plugins.server").supervise(settings)
         _configure_logging(settings)
         prepare_path(target, settings.app_dir, HOUSE)
@@ -696,9 +697,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plugins = load_plugins(settings)
         for modules in ask(plugins, "provide_modules", names={name: globals()[name] for name in __all__}):
             offer(modules)
-        app = load_app(target, lambda found: _described(found, plugins))
-        _configure_logging(settings)  # again: what an app imports may turn structlog to itself, as fal does
-        service = assemble(app, settings, plugins)
+        with waiting_for_a_better_one(settings):
+            app = load_app(target, lambda found: _described(found, plugins))
+            _configure_logging(settings)  # again: what an app imports may turn structlog to itself, as fal does
+            service = assemble(app, settings, plugins)
         if action == "openapi":
             return _print_openapi(service)
         if action == "check":

@@ -33,7 +33,7 @@ import structlog
 
 from ..schemas.asgi import ASGIApp, Receive, Scope, Send
 from ..schemas.connection import ConnectionProtocol
-from ..schemas.exits import SETUP_FAILED, STOPPED
+from ..schemas.exits import RELOADED, SETUP_FAILED, STOPPED
 from ..schemas.health import Health, State
 from ..schemas.problems import ConfigError
 from ..schemas.settings import Settings
@@ -136,11 +136,15 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
             _tell_supervisor()
             if settings.ready_fd >= 0:
                 _tell_ready(settings.ready_fd, url)
-        if state is State.FAILED:
+        if state is State.FAILED and not settings.reload:
             loop.call_later(FAILED_SECONDS, stop.set)
 
     def on_replacement() -> None:
-        log.error("server.replacing", code=service.health.exit_code, reason=service.health.reason)
+        code, reason = service.health.exit_code, service.health.reason
+        if code == RELOADED:
+            log.info("reload.restarting", reason=reason)
+        else:
+            log.error("server.replacing", code=code, reason=reason)
         stop.set()
 
     async def drain() -> None:
@@ -161,9 +165,9 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
         log.info("server.listening", url=url)
         await serve(service, settings, sock, stop, drain, service.connections)
     log.info("server.stopped")
-    if service.health.state is State.FAILED:
-        return SETUP_FAILED
-    return STOPPED if service.health.exit_code is None else service.health.exit_code
+    if service.health.exit_code is not None:
+        return service.health.exit_code
+    return SETUP_FAILED if service.health.state is State.FAILED else STOPPED
 
 
 def url_of(sock: socket.socket, settings: Settings) -> str:

@@ -7,7 +7,7 @@ Meanwhile connections wait in the socket's backlog instead of being refused.
 
 SIGTERM and SIGINT go to the child, which drains; its exit code is the parent's. The second one kills
 it. A child that ends with code 2 would fail alike again and is not replaced; neither is one after
-`MOST_FAILURES` in a row that never became ready.
+`MOST_FAILURES` in a row that never became ready. One that ends to take up changed code is replaced at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 MOST_FAILURES = 10  # in a row without being ready; numbers out of the air
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 30.0
 WRONG_SETTING = 2
+RELOADED = 73  # of schemas/exits.py, which this script cannot import
 READY_VARIABLE = "RUNNER_SUPERVISOR_FD"  # where the child writes a byte once it is ready
 
 
@@ -41,6 +42,8 @@ class Supervisor:
             code, was_ready = self._run_child()
             if self._stopping or code == WRONG_SETTING:
                 return code
+            if code == RELOADED:
+                continue
             failures = 0 if was_ready else failures + 1
             if failures >= MOST_FAILURES:
                 self._tell("error", "supervisor.gave_up", code=code, failures=failures)

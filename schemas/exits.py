@@ -8,3 +8,4 @@ WRONG_SETTING = 2  # a flag, a setting, a plugin or the app's class is wrong; th
 UNHEALTHY = 70  # the app failed its health check; only under --supervise, else probes decide
 STUCK = 71  # cancelled work did not leave its thread within 30 s
 MODEL_CHANGED = 72  # a cancelled run left the model's weights, mode or hooks other than they were
+RELOADED = 73  # the app's code changed; only under --reload

@@ -81,6 +81,7 @@ class Health:
         if self.exit_code is None:
             self.exit_code = exit_code
             self.ail("replacement", reason)
+            self.reason = self.reason or reason
             for listener in self._ends:
                 listener()
 

@@ -9,7 +9,7 @@ from .codec import Codec
 from .connection import SHORTCUTS, ConnectionProtocol, HandOver, Shortcuts
 from .endpoint import Endpoint, Mark, Parameter, Retry, Source, check_path
 from .events import Finished, OnOutput, OutputStream, as_sse
-from .exits import UNHEALTHY
+from .exits import RELOADED, UNHEALTHY
 from .files import (
     Content,
     Download,
@@ -86,6 +86,7 @@ __all__ = [
     "EVENTS",
     "JSON",
     "PLAIN_ERRAND",
+    "RELOADED",
     "SHORTCUTS",
     "UNHEALTHY",
     "ASGIApp",

@@ -51,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stall_seconds: Annotated[float, Meta(gt=0, description="after which an event loop that does not turn has all stacks written")] = 10
     stuck_seconds: Annotated[float, Meta(gt=0, description="after which cancelled work that does not leave has the process replaced")] = 30
     supervise: Annotated[bool, Meta(description="keep a parent that replaces the runner when it dies or falls ill")] = False
+    reload: Annotated[bool, Meta(description="follow changes of the app's files, with the model kept where that is right")] = False
     listen_fd: Annotated[int, Meta(ge=-1, description="file descriptor of a socket that listens already; instead of host and port")] = -1
     ready_fd: Annotated[int, Meta(ge=-1, description="file descriptor that gets one JSON line when ready")] = -1
 
@@ -61,7 +62,7 @@ ACTIONS = {
 }
 EXAMPLES = {
     "port": "8000", "app_id": "local/my-app", "log_format": "json", "log_level": "info", "ready_fd": "3", "listen_fd": "3",
-    "supervise": "true", "file_store": "s3://my-bucket/files", "public_url": "https://models.example.com",
+    "supervise": "true", "reload": "true", "file_store": "s3://my-bucket/files", "public_url": "https://models.example.com",
 }  # fmt: skip
 
 

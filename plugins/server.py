@@ -23,7 +23,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from typing import Any, Protocol
 import anyio
 import structlog
 
+from ..schemas.app import AppSpec
 from ..schemas.asgi import ASGIApp, Receive, Scope, Send
 from ..schemas.connection import ConnectionProtocol
 from ..schemas.exits import RELOADED, SETUP_FAILED, STOPPED
@@ -42,8 +43,9 @@ from .websocket import READ_BYTES, serve_handshake
 IDLE_SECONDS = 300  # fal's own keep-alive; hypercorn's default of 5 s cuts pooled clients off
 VANISHED = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # a silent peer is given up after 50 s
 CLOSE_SECONDS = 1.0  # for connections to say goodbye after the last answer
-FAILED_SECONDS = 1.0  # for probes to read why setup failed
+FAILED_SECONDS = 1.0  # for probes to read why setup failed, where nobody starts another
 EXIT_SECONDS = 2.0  # for the interpreter to end, once all is over
+OVERTIME_SECONDS = 0.6  # after the grace period; then the process ends whatever is left to do
 BACKLOG = 2048  # connections that wait to be accepted
 READY_VARIABLE = "RUNNER_SUPERVISOR_FD"  # of plugins/supervising.py, which must not be imported for it
 
@@ -53,6 +55,7 @@ log = structlog.get_logger("runner.server")
 class Runnable(Protocol):
     """What the server needs of a service."""
 
+    app: AppSpec
     health: Health
     instance: Any
     connections: ConnectionProtocol | None
@@ -109,8 +112,8 @@ def supervise(settings: Settings) -> None:
 def run(service: Runnable, settings: Settings) -> int:
     """Serve until a signal or a failure says stop; return the exit code."""
     sock = listen(settings)
-    code = anyio.run(_run, service, settings, sock, backend_options={"use_uvloop": _has_uvloop()})
-    _leave_soon(code)
+    code: int = anyio.run(_run, service, settings, sock, backend_options={"use_uvloop": _has_uvloop()})
+    _leave_within(EXIT_SECONDS, lambda: code)
     return code
 
 
@@ -137,7 +140,7 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
             if settings.ready_fd >= 0:
                 _tell_ready(settings.ready_fd, url)
         if state is State.FAILED and not settings.reload:
-            loop.call_later(FAILED_SECONDS, stop.set)
+            loop.call_later(FAILED_SECONDS if settings.listen_fd < 0 else 0, stop.set)  # who calls now waits for the next
 
     def on_replacement() -> None:
         code, reason = service.health.exit_code, service.health.reason
@@ -147,7 +150,13 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
             log.error("server.replacing", code=code, reason=reason)
         stop.set()
 
+    def code() -> int:
+        if service.health.exit_code is not None:
+            return service.health.exit_code
+        return SETUP_FAILED if service.health.state is State.FAILED else STOPPED
+
     async def drain() -> None:
+        _leave_within(service.app.options.termination_grace_period_seconds + OVERTIME_SECONDS, code)
         await service.drain()
         drained.set()
 
@@ -165,9 +174,7 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
         log.info("server.listening", url=url)
         await serve(service, settings, sock, stop, drain, service.connections)
     log.info("server.stopped")
-    if service.health.exit_code is not None:
-        return service.health.exit_code
-    return SETUP_FAILED if service.health.state is State.FAILED else STOPPED
+    return code()
 
 
 def url_of(sock: socket.socket, settings: Settings) -> str:
@@ -196,11 +203,12 @@ def _has_uvloop() -> bool:
     return importlib.util.find_spec("uvloop") is not None
 
 
-def _leave_soon(code: int) -> None:
-    """End the process even when a thread that the app started, or one of ours, does not end."""
-    timer = threading.Timer(EXIT_SECONDS, os._exit, (code,))
+def _leave_within(seconds: float, code: Callable[[], int]) -> None:
+    """End the process by then even when a thread, the app's `teardown` or the event loop does not end."""
+    timer = threading.Timer(seconds, lambda: os._exit(code()))
     timer.daemon = True
-    timer.start()
+    with suppress(RuntimeError, MemoryError):  # there is no memory for a thread
+        timer.start()
 
 
 async def first_bytes(reader: asyncio.StreamReader) -> bytes:

@@ -118,10 +118,9 @@ class Job:
             start_within = ALONE_SECONDS
         self.parent.on_cancel(self.follow)
         self.request.place = self
-        if start_within is not None:
-            self._timer = self._loop.call_later(start_within, self._start_is_due, run_within)
-        elif run_within is not None:
-            self._timer = self._loop.call_later(run_within, self._end_is_due, run_within)
+        if start_within is not None or run_within is not None:
+            run, start_by = run_within or math.inf, self.asked + (start_within or math.inf)
+            self._timer = self._loop.call_later(min(run, start_within or math.inf), self._time_may_be_up, run, start_by)
         try:
             self.lane._enter(self, start_within)
         except BaseException:
@@ -153,21 +152,18 @@ class Job:
             else:
                 self.call.layer = "scope"
 
-    def _start_is_due(self, run_within: float | None) -> None:
-        if self.lane._drop(self):
+    def _time_may_be_up(self, run_within: float, start_by: float) -> None:
+        """One of the two deadlines has passed, unless the work began late or is over."""
+        now = time.perf_counter()
+        if self.progress == "waiting" and now >= start_by and self.lane._drop(self):
             self.call.layer = "waiting"
             self.future.set_exception(Crowded() if self.alone else start_timeout())
-        elif run_within is not None:
-            self._end_is_due(run_within)
-
-    def _end_is_due(self, run_within: float) -> None:
-        if self.progress in ("over", "dropped"):
-            return
-        left = run_within if self.progress == "waiting" else self.began + run_within - time.perf_counter()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._end_is_due, run_within)
-        else:
+        elif self.progress == "waiting":
+            self._timer = self._loop.call_later(min(run_within, start_by - now), self._time_may_be_up, run_within, start_by)
+        elif self.progress == "running" and now >= self.began + run_within:
             self.parent.cancel("request_timeout")
+        elif self.progress == "running" and run_within < math.inf:
+            self._timer = self._loop.call_later(self.began + run_within - now, self._time_may_be_up, run_within, start_by)
 
     def hand_over(self, result: Any) -> None:
         """In the thread: give `result` to whoever waits, and go on; the place stays taken."""
@@ -391,7 +387,7 @@ class Lane:
     def _has_place_for(self, job: Job) -> bool:
         if self._is_alone:
             return False
-        return self._running == self.ghosts if job.alone else self._running < self.places and not self._alones
+        return self._running <= self.ghosts if job.alone else self._running < self.places and not self._alones
 
     def _next(self, over: Job) -> Job | None:
         """Pass on the place of one who is through, or set it free."""
@@ -590,6 +586,8 @@ class Lane:
 
     def _count_ghosts(self, more: int) -> None:
         self.ghosts += more
+        if self._alones:  # a ghost is no company
+            self._fill()
         if self.on_ghost is not None:
             self.on_ghost()
 

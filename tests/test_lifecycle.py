@@ -103,6 +103,7 @@ def test_check_6_a_failing_setup_is_said_and_ends_the_process(tmp_path: Path, de
 
 
 def test_a_setup_that_takes_longer_than_its_timeout_ends_the_process(tmp_path: Path) -> None:
+    """Behaviour 1."""
     app = gated(tmp_path, setup="def setup(self): threading.Event().wait()", options="startup_timeout = 0.2")
 
     with serving(app, ready=False) as runner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from runner.schemas import exits
 from serving import GUARD_SECONDS, HOUSE, Runner, running, written
 
 APP = """
@@ -183,7 +185,8 @@ def test_a_child_that_dies_is_replaced_and_nobody_is_refused(mortal: Runner, pat
         while not callers.answered_by(second):
             pass
 
-    assert (ended["code"], ended["was_ready"]) == (code, True)
+    assert ended["was_ready"] is True
+    assert ended["code"] == code or (code == 75 and ended["code"] == 70), "without memory a health check may be the first to fail"
     assert first != second
     for outcomes in callers.outcomes:
         failures = [outcome for outcome in outcomes if not isinstance(outcome, int)]
@@ -242,6 +245,13 @@ def test_a_wrong_app_is_not_tried_again(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert done.stderr.startswith("runner: there is no module 'nowhere'")
+
+
+def test_each_exit_code_is_documented_once_and_no_other() -> None:
+    page = (HOUSE / "docs" / "operate.md").read_text().partition("## Exit codes")[2].partition("\n## ")[0]
+    codes = [value for name, value in vars(exits).items() if name.isupper()]
+
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == sorted(codes)
 
 
 def test_the_parent_is_small_and_holds_no_more_than_it_must(tmp_path: Path) -> None:

@@ -327,10 +327,11 @@ def test_check_12_health_never_waits_for_a_place(tmp_path: Path) -> None:
     with serving(written(tmp_path, PLACES.format(places=1))) as runner, ThreadPoolExecutor() as callers:
         held = callers.submit(runner.post, "/hold")
         runner.wait_for("app.output", text="holding")
-        health, ready = runner.get("/health"), runner.get("/health/ready")
+        health, ready, metrics = runner.get("/health"), runner.get("/health/ready"), runner.get("/metrics")
         runner.process.kill()
         held.exception()
 
+    assert metrics.status_code == 200
     assert (health.status_code, health.json()["status"]) == (200, "busy")
     assert health.json()["lanes"] == {"places": 1, "running": 1, "waiting": 0, "ghosts": 0}
     assert ready.status_code == 200

@@ -47,7 +47,7 @@ from runner.plugins.bodies import (
     refuse_two_framings,
     take_body,
 )
-from runner.plugins.calling import make_call
+from runner.plugins.calling import make_call, start_within
 from runner.plugins.cancellation import Token, checkpoint, shield
 from runner.plugins.eventlog import EventLog, EventLogs
 from runner.plugins.files import Audio, CompressedFile, Depot, Image
@@ -61,7 +61,7 @@ from runner.plugins.registry import ask, list_plugins, load_plugins
 from runner.plugins.reloading import waiting_for_a_better_one
 from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
-from runner.plugins.telling import Teller
+from runner.plugins.telling import Teller, tell_all
 from runner.plugins.types import Header, bind, describe
 from runner.schemas import names
 from runner.schemas.app import AppSpec, derive_alias, read_options
@@ -79,7 +79,6 @@ from runner.schemas.problems import (
     InvalidOutput,
     RequestCancelled,
     RunnerError,
-    ServerError,
     stopped_problem,
 )
 from runner.schemas.queue import QueueStore
@@ -296,6 +295,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     service.interceptors = tuple(ask(plugins, "intercept_requests", service=service))
     service.added_headers = tuple(ask(plugins, "response_headers", service=service))
     service.error_maps = tuple(reversed(ask(plugins, "map_error", service=service)))
+    service.life.on_error = tell_all(ask(plugins, "observe_errors", service=service))
     for checks in ask(plugins, "health_checks", service=service):
         service.health_checks |= checks
     service.teller.observers = tuple(ask(plugins, "observe_requests", service=service))
@@ -341,7 +341,7 @@ class Service:
         self.depot = Depot(stores[-1], settings, lambda: self.url) if stores else None
         self.instance = app.make()
         self.life = Life(self.instance, app.options, settings, self.health)
-        self.lane = self.life.lane
+        self.lane, self.give_up = self.life.lane, self.life.give_up
         self.running_now = Running(app.options.cancel_grace_seconds)
         self.tallies: dict[str, Callable[[], Mapping[str, float]]] = {}
         self.routes: Routes[Answer] = Routes()
@@ -397,7 +397,7 @@ class Service:
 
         async def answer(request: Request) -> Response:
             if not self.health.takes_requests:
-                raise self._not_taking()
+                await self.life.admit(start_within(request))
             return await call(request, read(request))
 
         return answer
@@ -407,13 +407,6 @@ class Service:
         limits = SocketLimits(self.settings.max_message_bytes, self.settings.max_messages_per_second)
         timeout = endpoint.timeout or self.app.options.request_timeout
         return make_talk(endpoint, getattr(self.instance, endpoint.name), self.codec, self.lane, timeout, limits)
-
-    def _not_taking(self) -> ServerError:
-        why = {State.STARTING: "the app is still starting", State.DRAINING: "the server is stopping"}
-        headers = {"Retry-After": "1"}
-        if self.health.state is State.DRAINING:
-            headers["connection"] = "close"
-        return ServerError(503, why.get(self.health.state, "the app is not available"), "runner_scheduling_failure", headers)
 
     # --- one request
 
@@ -527,14 +520,15 @@ class Service:
         if isinstance(error, RunnerError) and not isinstance(error, ConfigError):
             if isinstance(error, InvalidOutput):
                 log.error("response.invalid", endpoint=request.path, problem=str(error))
-            return error.response()
-        response = next((r for map_error in self.error_maps if (r := map_error(error)) is not None), None)
-        if response is None or response.status >= 500:
-            log.error("request.failed", endpoint=request.path, exc_info=error)
-        if response is None:
-            response = json_response({"detail": "Internal Server Error"}, status=500)
-        if response.status == 500:
-            response.headers.setdefault("x-fal-error-type", "runner_server_error")
+            response = error.response()
+        else:
+            mapped = next((r for map_error in self.error_maps if (r := map_error(error)) is not None), None)
+            response = mapped or json_response({"detail": "Internal Server Error"}, status=500)
+            if response.status >= 500:
+                log.error("request.failed", endpoint=request.path, exc_info=error)
+            if response.status == 500:
+                response.headers.setdefault("x-fal-error-type", "runner_server_error")
+        response.headers.update(getattr(error, "answer_headers", ()))  # what plugins add to its answer
         return response
 
     # --- one socket
@@ -571,7 +565,7 @@ class Service:
                 return await wire.refuse(refusal)
             wire.endpoint, open_talk = self.sockets.find(request)
             if not self.health.takes_requests:
-                raise self._not_taking()
+                await self.life.admit(start_within(request))
             self.running_now.begins(request, wire.endpoint)
             talk = open_talk(request, wire, lambda: self.running_now.stop(request, "client_disconnected"))
             self._talks.add(talk)

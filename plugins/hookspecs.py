@@ -120,6 +120,15 @@ def map_error(service: ServiceView) -> Callable[[BaseException], Response | None
 
 
 @hookspec
+def observe_errors(service: ServiceView) -> Callable[[BaseException], None] | None:
+    """Return a function that is told of every exception that ends a run of the app, cancels too.
+
+    Asked once; called where the run ended, in the lane's thread or on the event loop, before anybody
+    else gets the place, so it must be quick. `service.give_up` keeps others from beginning. None: not interested.
+    """
+
+
+@hookspec
 def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[bytes, bytes]]] | None:
     """Return a function whose headers are added to every HTTP answer.
 

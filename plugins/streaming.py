@@ -330,7 +330,7 @@ class Task(_Parts):
             self._error = error
         finally:
             self._ended = True
-            self._lane.release(self._place)
+            self._lane.release(self._place, self._error)
             self._feed()
 
     async def _make(self) -> None:

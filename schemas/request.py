@@ -81,6 +81,7 @@ class Request:
         # work begins. Asked once the job has its place; the work waits for it, and does not begin
         # if it raises.
         self.begin: Callable[[], Awaitable[None]] | None = None
+        self.alone = False  # it begins once nobody else runs, and nobody else begins before it is through
         self.from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
         self.log: Any = None  # its EventLog, for requests that keep one
         self.shortcuts: Shortcuts | None = None  # past ASGI, when a protocol of ours has it on a connection

@@ -27,6 +27,8 @@ class Mark:
         return self._device.done >= self.place
 
     def synchronize(self) -> None:
+        if self._device.broken:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure")
         self._device.done = max(self._device.done, self.place)
         self._device.waits += 1
 
@@ -36,7 +38,7 @@ class FakeDevice:
 
     def __init__(self) -> None:
         self.given = self.done = self.waits = self.bytes = 0
-        self.capturing = False
+        self.capturing = self.broken = False
         self.furthest = 0
 
     def give(self) -> None:
@@ -120,6 +122,28 @@ async def test_after_a_cancel_the_place_is_free_once_the_device_stands_still() -
     assert isinstance(call.error, RequestCancelled)
     assert device.done == device.given
     assert call.bytes_left == 100
+    worker.close()
+
+
+async def test_what_the_device_says_after_a_cancel_is_not_lost() -> None:
+    """Who looks at errors learns that it is broken; the thread ends, its state is not to be trusted."""
+    device, worker = FakeDevice(), Worker()
+    boundary.look_for_torch()
+    boundary.govern(Governor(device))
+    step = Step(device)
+
+    def work(begun: Any) -> None:
+        begun()
+        try:
+            while True:
+                step()
+        finally:
+            device.broken = True
+
+    call = await stop_once_begun(worker, work)
+
+    assert isinstance(call.error, torch.AcceleratorError)
+    assert call.retire
     worker.close()
 
 

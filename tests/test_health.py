@@ -31,6 +31,17 @@ class Checked(runner.App):
         response.headers["x-fal-runner-health-check"] = "true"
         return "doubtful"
 
+    @runner.endpoint("/stop")
+    def stop(self, response: runner.Response, value: str, how: str = ""):
+        headers = dict([("x-fal-stop-runner", value)])
+        if how == "raised":
+            raise runner.HTTPError(503, "broken", headers)
+        if how == "starlette":
+            from starlette.responses import JSONResponse
+            return JSONResponse("stopping", headers=headers)
+        response.headers.update(headers)
+        return "stopping"
+
     @runner.endpoint("/well", health_check=runner.HealthCheck({check}))
     {define} well(self, request: runner.Request) -> str:
         print("checked by", request.method)
@@ -114,6 +125,21 @@ def test_check_69_the_trigger_on_an_answer_checks_at_once_and_is_not_shown(tmp_p
     assert (answer.json(), "x-fal-runner-health-check" in answer.headers) == ("doubtful", False)
     assert "/well answered 500" in sick["reason"]
     assert runner.events("app.output", text="checked by GET")
+
+
+def test_an_answer_can_ask_for_the_process_to_be_replaced_and_its_caller_does_not_see_that(tmp_path: Path) -> None:
+    """Contract 2.6: `x-fal-stop-runner`, true or 1, false or 0, on an answer or on what is raised."""
+    for query, status in [("value=true", 200), ("value=1&how=raised", 503), ("value=true&how=starlette", 200)]:
+        with serving(app(tmp_path), "--health-seconds", "3600") as runner:
+            kept = [runner.post(f"/stop?{query}") for query in ("value=false", "value=0&how=raised")]
+            stopped = runner.post(f"/stop?{query}")
+            code = runner.wait()
+
+        assert [answer.status_code for answer in kept] == [200, 503]
+        assert stopped.status_code == status
+        assert all("x-fal-stop-runner" not in answer.headers for answer in (*kept, stopped))
+        assert runner.events("server.replacing", code=76)[0]["reason"] == "/stop answered with x-fal-stop-runner"
+        assert code == 76
 
 
 @pytest.mark.parametrize("define", ["def", "async def"])

@@ -144,6 +144,13 @@ def map_error(service):
     return lambda error: runner.Response("not found", 410) if isinstance(error, LookupError) else None
 
 @runner.hookimpl
+def observe_errors(service):
+    def hear(error):
+        if isinstance(error, LookupError):
+            error.answer_headers = {"x-heard": str(error)}
+    return hear
+
+@runner.hookimpl
 def response_headers(service):
     return lambda request: [(b"x-app", service.app.name.encode())]
 
@@ -224,7 +231,8 @@ class Foreign:
     with serving(f"{app}:Plain", "--plugin", "stranger", "--health-seconds", "0.05", env=env) as served:
         assert served.post("/?name=me").json() == "me"
         assert served.post("/?name=nobody").status_code == 403
-        assert served.post("/?name=odd").status_code == 410
+        odd = served.post("/?name=odd")
+        assert (odd.status_code, odd.headers["x-heard"]) == (410, "odd")
         assert served.post("/under/?name=me").headers["x-wrapped"] == "/"
         assert served.post("/money?amount=21").json() == 42
         assert served.post("/file").json() == ["https://shelf.example/a.txt", "on the shelf"]

@@ -103,6 +103,7 @@ def test_check_6_a_failing_setup_is_said_and_ends_the_process(tmp_path: Path, de
 
 
 def test_a_setup_that_takes_longer_than_its_timeout_ends_the_process(tmp_path: Path) -> None:
+    """Behaviour 1."""
     app = gated(tmp_path, setup="def setup(self): threading.Event().wait()", options="startup_timeout = 0.2")
 
     with serving(app, ready=False) as runner:
@@ -326,10 +327,11 @@ def test_check_12_health_never_waits_for_a_place(tmp_path: Path) -> None:
     with serving(written(tmp_path, PLACES.format(places=1))) as runner, ThreadPoolExecutor() as callers:
         held = callers.submit(runner.post, "/hold")
         runner.wait_for("app.output", text="holding")
-        health, ready = runner.get("/health"), runner.get("/health/ready")
+        health, ready, metrics = runner.get("/health"), runner.get("/health/ready"), runner.get("/metrics")
         runner.process.kill()
         held.exception()
 
+    assert metrics.status_code == 200
     assert (health.status_code, health.json()["status"]) == (200, "busy")
     assert health.json()["lanes"] == {"places": 1, "running": 1, "waiting": 0, "ghosts": 0}
     assert ready.status_code == 200

@@ -46,7 +46,8 @@ class Closing:
             self._close(call)
         except BaseException as error:
             call.retire = True
-            call.error = call.error or error
+            if call.error is None or is_cancel(call.error):  # what the device says now matters more than the cancel
+                call.error = error
 
     def _close(self, call: Call) -> None:
         error = call.error

@@ -59,6 +59,8 @@ Turn = Exchange | Refused | Leaving
 class Home(Protocol):
     """Where connections are kept."""
 
+    is_leaving: bool  # every answer is the last one of its connection
+
     def enter(self, connection: Connection) -> None: ...
     def leave(self, connection: Connection) -> None: ...
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]: ...
@@ -394,7 +396,7 @@ class Connection(asyncio.Protocol):
 
     def stays_open(self, exchange: Exchange) -> bool:
         """Whether another request may follow: not when the rest of this one is still to come."""
-        return exchange.arrived and not self._winding_up
+        return exchange.arrived and not self._winding_up and not self._home.is_leaving
 
     def answered(self, exchange: Exchange) -> None:
         if exchange.keep_alive and not self._winding_up:

@@ -142,6 +142,7 @@ class Answers:
                 status["progress"] = progress
             return json_response(status, status=200 if live.job.is_over else 202)
         if match["what"] == "status/stream":
+            self._service.running_now.only_reads(request)
             events = self._events(request, live, logs=_wants_logs(request))
             return Response(headers={"cache-control": "no-cache"}, media_type=EVENTS, stream=events)
         return await self._result(live.job)

@@ -31,7 +31,6 @@ from functools import partial
 from typing import Any, Literal, cast
 
 import anyio
-import structlog
 
 from ..schemas.events import Stopped
 from ..schemas.problems import ServerError
@@ -48,8 +47,9 @@ from .cancellation import (
     uninstall,
     unwind,
 )
+from .logs import get_logger
 
-log = structlog.get_logger("runner.lanes")
+log = get_logger("runner.lanes")
 
 Progress = Literal["waiting", "running", "over", "dropped"]
 MEMORY = 0.1  # weight of the newest run in the mean that Retry-After is guessed from; a number out of the air
@@ -69,6 +69,7 @@ class Job:
     on_stop: Callable[[], None] | None = None
     on_end: Callable[[BaseException | None], None] | None = None  # told of the error, if any
     context: contextvars.Context | None = None
+    peak_bytes: int | None = None  # CUDA memory at most while it ran, where somebody looks
     _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, lane: Lane, request: Request, work: Callable[[], Any] | None) -> None:
@@ -93,6 +94,11 @@ class Job:
     def waited(self) -> float:
         """Seconds in the line."""
         return (self.began or time.perf_counter()) - self.asked
+
+    @property
+    def ran(self) -> float | None:
+        """Seconds in its place so far; None before it had one."""
+        return (self.ended or time.perf_counter()) - self.began if self.began else None
 
     # --- on the loop
 

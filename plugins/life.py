@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import anyio
-import structlog
 
 from ..schemas.app import Options
 from ..schemas.exits import MODEL_CHANGED, STUCK
@@ -27,8 +26,9 @@ from ..schemas.request import Request
 from ..schemas.settings import Settings
 from .cancellation import Call, Fingerprint, Limits
 from .lanes import Lane
+from .logs import get_logger
 
-log = structlog.get_logger("runner")
+log = get_logger("runner")
 
 GRACE_FOR_WORK = 0.8  # of the grace period; the rest is for cancelled work and teardown
 ASIDE_PLACES = 8  # for cancel endpoints and health checks; threads are made when first needed

@@ -17,8 +17,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from functools import partial
 from typing import Any
 
-import structlog
-
 from ..schemas.events import Finished
 from ..schemas.health import State
 from ..schemas.problems import ConfigError
@@ -26,8 +24,9 @@ from ..schemas.request import Request
 from ..schemas.response import Response
 from ..schemas.service import Route, ServiceView
 from .hookspecs import hookimpl
+from .logs import get_logger
 
-log = structlog.get_logger("runner.metrics")
+log = get_logger("runner.metrics")
 
 COUNT_SECONDS = 1.0  # at most so late is a request counted
 UNCOUNTED = 1000  # finished requests that may pile up before anybody has read

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
-import structlog
 
 from ..schemas.asgi import ASGIApp, Receive, Scope, Send
 from ..schemas.connection import ConnectionProtocol
@@ -37,6 +36,7 @@ from ..schemas.exits import RELOADED, SETUP_FAILED, STOPPED
 from ..schemas.health import Health, State
 from ..schemas.problems import ConfigError
 from ..schemas.settings import Settings
+from .logs import get_logger
 from .websocket import READ_BYTES, serve_handshake
 
 IDLE_SECONDS = 300  # fal's own keep-alive; hypercorn's default of 5 s cuts pooled clients off
@@ -47,7 +47,7 @@ EXIT_SECONDS = 2.0  # for the interpreter to end, once all is over
 BACKLOG = 2048  # connections that wait to be accepted
 READY_VARIABLE = "RUNNER_SUPERVISOR_FD"  # of plugins/supervising.py, which must not be imported for it
 
-log = structlog.get_logger("runner.server")
+log = get_logger("runner.server")
 
 
 class Runnable(Protocol):

@@ -79,6 +79,7 @@ from .storing import (
     type_and_name,
 )
 from .tokens import Tokens, is_known
+from .tracing import Trace, part_of
 from .websocket import WebSocket, WebSocketDisconnect, WebSocketState
 
 __all__ = [
@@ -153,6 +154,7 @@ __all__ = [
     "State",
     "StreamingResponse",
     "Tokens",
+    "Trace",
     "Unfetchable",
     "Unstorable",
     "Video",
@@ -177,6 +179,7 @@ __all__ = [
     "is_starlette",
     "json_response",
     "lifetime_of",
+    "part_of",
     "printable",
     "read_options",
     "safe_media_type",

@@ -10,15 +10,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 
-import structlog
-
 from ...schemas.exits import RELOADED
 from ...schemas.service import ServiceView
+from ..logs import get_logger
 from .editions import Edition
 from .reach import judge
 from .swap import swap
 
-log = structlog.get_logger("runner.reload")
+log = get_logger("runner.reload")
 
 QUIET_MILLISECONDS = 50  # without another change, after which a file is taken to be written
 

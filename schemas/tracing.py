@@ -42,9 +42,10 @@ class Trace(Protocol):
         ...
 
 
+NO_FACTS: Mapping[str, str | int | float] = {}
 _untraced = nullcontext()
 
 
-def part_of(request: Request, name: str, **facts: str | int | float) -> AbstractContextManager[object]:
-    """`with part_of(request, "files", …)`: a span around the block if `request` is traced, else nothing."""
+def part_of(request: Request, name: str, facts: Mapping[str, str | int | float] = NO_FACTS) -> AbstractContextManager[object]:
+    """`with part_of(request, "files", {…})`: a span around the block if `request` is traced, else nothing."""
     return _untraced if request.trace is None else request.trace.part(name, facts)

@@ -69,7 +69,6 @@ class Job:
     on_stop: Callable[[], None] | None = None
     on_end: Callable[[BaseException | None], None] | None = None  # told of the error, if any
     context: contextvars.Context | None = None
-    peak_bytes: int | None = None  # CUDA memory at most while it ran, where somebody looks
     _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, lane: Lane, request: Request, work: Callable[[], Any] | None) -> None:
@@ -99,6 +98,11 @@ class Job:
     def ran(self) -> float | None:
         """Seconds in its place so far; None before it had one."""
         return (self.ended or time.perf_counter()) - self.began if self.began else None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """CUDA memory at most while it ran in its thread; of all threads together."""
+        return self.call.peak_bytes
 
     # --- on the loop
 
@@ -205,6 +209,7 @@ class _OnLoop:
     layer = "returned"
     swallowed = 0
     error = None
+    peak_bytes = None
 
 
 class Lane:

@@ -85,6 +85,7 @@ class Request:
         self.from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
         self.trace: Trace | None = None  # set as the request is entered, by the plugin that traces
         self.log: Any = None  # its EventLog, for requests that keep one
+        self.streams = False  # a stream of events is on its way out
         self.shortcuts: Shortcuts | None = None  # past ASGI, when a protocol of ours has it on a connection
         self._first: dict[bytes, bytes] | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -58,6 +58,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 class RunningView(Protocol):
     """The requests that run now."""
+
+    def __iter__(self) -> Iterator[Request]: ...
 
     def stop(self, request: Request, reason: str) -> None:
         """Stop `request`: by its author's cancel endpoint if there is one, then by its token."""

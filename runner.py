@@ -695,7 +695,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target, settings, action = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ, Path.cwd())
         if (settings.supervise or settings.reload) and settings.listen_fd < 0 and action is None:
             importlib.import_module("runner.plugins.server").supervise(settings)
-        _configure_logging(settings)
+        if "observability" not in settings.no_plugin:
+            importlib.import_module("runner.plugins.observability").prepare(settings)
         prepare_path(target, settings.app_dir, HOUSE)
         start_spawned_children_with(__file__)
         plugins = load_plugins(settings)
@@ -712,11 +713,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"runner: {error}\n")
         return WRONG_SETTING
-
-
-def _configure_logging(settings: Settings) -> None:
-    if "observability" not in settings.no_plugin:
-        importlib.import_module("runner.plugins.observability").prepare(settings)
 
 
 def _print_openapi(service: Service) -> int:

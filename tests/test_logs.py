@@ -142,7 +142,7 @@ def jobs_logs(runner: Runner, path: str) -> list[dict[str, Any]]:
     with runner.client() as client, client.stream("GET", job["status_url"] + "/stream?logs=1") as told:
         list(told.iter_lines())
     found: list[dict[str, Any]] = runner.get(job["status_url"] + "?logs=1").json()["logs"]
-    assert all(line["labels"] == {"fal_request_id": job["request_id"]} for line in found)
+    assert all(line["labels"] == {"fal_request_id": job["request_id"], "fal_endpoint": path.partition("?")[0]} for line in found)
     return found
 
 

@@ -43,8 +43,7 @@ class Counts:
     """What has finished since the start, by what tells one kind of request from another. Added to on the loop."""
 
     def __init__(self) -> None:
-        self.seconds: dict[tuple[str, str, int], Spread] = {}  # by method, path as declared, status
-        self.app: dict[tuple[str, int], Spread] = {}  # the same of endpoints only, by method and status
+        self.seconds: dict[tuple[str, str, int, bool], Spread] = {}  # by method, path as declared, status; whether it is an endpoint's
         self.waited: dict[str, Spread] = {}  # by endpoint, as what follows
         self.ran: dict[str, Spread] = {}
         self.peaks: dict[str, Spread] = {}
@@ -58,7 +57,7 @@ class Counts:
 
     def add(self, one: Finished) -> None:
         path = one.endpoint or one.route or "other"  # never as asked: callers would make labels without end
-        key = one.method, path, one.status
+        key = one.method, path, one.status, one.endpoint is not None
         if (seconds := self.seconds.get(key)) is None:
             seconds = self.seconds[key] = Spread(RUN_BUCKETS)
         seconds.add(one.seconds)
@@ -85,10 +84,6 @@ class Counts:
         if one.ran is not None:
             self.ran[path].add(one.ran)
         self.sent[path] += one.bytes_out
-        key = one.method, one.status
-        if (seconds := self.app.get(key)) is None:
-            seconds = self.app[key] = Spread(RUN_BUCKETS)
-        seconds.add(one.seconds)
         if one.peak_bytes is not None:
             self.peak = max(self.peak, one.peak_bytes)
             if path not in self.peaks:
@@ -120,12 +115,14 @@ class Minute:
                 self._looks.popleft()
 
     def _look(self, now: float) -> Look:
-        seconds = {key: list(spread.counts) for key, spread in list(self._counts.app.items())}
-        completed = Counter({key: sum(counts) for key, counts in seconds.items()})
+        seconds = [(key, list(spread.counts)) for key, spread in list(self._counts.seconds.items()) if key[3]]
+        completed: Counter[tuple[str, int]] = Counter()
+        for (method, _, status, _), counts in seconds:
+            completed[method, status] += sum(counts)
         received = Counter(request.method or "WS" for request in self._service.running_now if request.place is not None)
         for (method, _), count in completed.items():
             received[method] += count
-        latency = [sum(column) for column in zip(*seconds.values(), strict=True)] or [0] * (len(RUN_BUCKETS) + 1)
+        latency = [sum(column) for column in zip(*(counts for _, counts in seconds), strict=True)] or [0] * (len(RUN_BUCKETS) + 1)
         return Look(now, completed, received, latency)
 
     def passed(self, now: float) -> Look:

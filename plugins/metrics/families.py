@@ -79,7 +79,7 @@ class Counted:
 
     def collect(self) -> Iterator[Any]:
         counts = self._counts
-        by, seconds = ["method", "path", "status_code", "app_name"], {(*key, self._app): value for key, value in list(counts.seconds.items())}
+        by, seconds = ["method", "path", "status_code", "app_name"], {(*key[:3], self._app): value for key, value in list(counts.seconds.items())}
         yield counter("http_requests_total", "HTTP requests by outcome.", by, {key: sum(value.counts) for key, value in seconds.items()})
         yield histogram("http_request_duration_seconds", "From the head read to the last byte handed over.", by, seconds)
         yield histogram("runner_waited_seconds", "In the line before a place was free.", ["endpoint"], counts.waited)

@@ -312,7 +312,8 @@ class Dispatcher:
         if live is None or len(live.logs) > LOG_LINES:
             return
         told = line if len(live.logs) < LOG_LINES else f"what comes after {LOG_LINES} lines is not kept"
-        entry = LogLine(message=told, level=stream.upper(), timestamp=iso(when), labels={"fal_request_id": live.job.id})
+        labels = {"fal_request_id": live.job.id, "fal_endpoint": live.job.path}
+        entry = LogLine(message=told, level=stream.upper(), timestamp=iso(when), labels=labels)
         live.logs.append(entry)
         if live.log is not None:
             live.log.append("log", entry)

@@ -29,7 +29,7 @@ from .logs import get_logger
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.trace import SpanKind, Tracer
+    from opentelemetry.trace import SpanKind
 
 log = get_logger("runner.traces")
 
@@ -50,7 +50,7 @@ def wanted(environment: Mapping[str, str]) -> list[str]:
 
 
 class Plugin:
-    """The tracing of one service."""
+    """The tracing of one service. `enter_requests` is asked first, and makes it."""
 
     def __init__(self) -> None:
         self._exporters = wanted(os.environ)
@@ -94,16 +94,21 @@ class Tracing:
     """Owns the provider of one service. The exporters' threads run between `running`'s ends."""
 
     def __init__(self, service: ServiceView, exporters: list[Any]) -> None:
-        from opentelemetry import trace
+        from opentelemetry import (  # the second reads OTEL_PROPAGATORS: a wrong one stops the start
+            context,
+            propagate,
+            trace,
+        )
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
 
         self._exporters = exporters
+        self.context, self.propagate, self.trace = context, propagate, trace
         named = {} if _is_named() else {SERVICE_NAME: service.settings.app_id or service.app.alias}
         self.provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             trace.set_tracer_provider(self.provider)  # an app's own spans go the same way
-        self._tracer = self.provider.get_tracer("runner")
+        self.tracer = self.provider.get_tracer("runner")
         self._passed_over = PROBES - {endpoint.path for endpoint in service.endpoints}
 
     @asynccontextmanager
@@ -137,15 +142,14 @@ class Tracing:
         """Begin the span of `request`, and make it the one that its work finds."""
         if request.from_within or request.path in self._passed_over:
             return
-        from opentelemetry import context, propagate, trace
-
-        came_with = propagate.extract(request.headers, context=context.Context())
+        came_with = self.propagate.extract(request.headers, context=self.context.Context())
+        kinds = self.trace.SpanKind
         if request.begin is not None:
-            kind, name, facts = trace.SpanKind.CONSUMER, f"process {request.path}", _job_facts(request)
+            kind, name, facts = kinds.CONSUMER, f"process {request.path}", _job_facts(request)
         else:
-            kind, name, facts = trace.SpanKind.SERVER, _method(request), _http_facts(request)
-        request.trace = made = RequestTrace(self._tracer, request, came_with, kind, name, facts)
-        context.attach(made.context)
+            kind, name, facts = kinds.SERVER, _method(request), _http_facts(request)
+        request.trace = made = RequestTrace(self, request, came_with, kind, name, facts)
+        self.context.attach(made.context)
 
 
 def _is_named() -> bool:
@@ -195,14 +199,12 @@ def _job_facts(request: Request) -> dict[str, str | int | float]:
 class RequestTrace:
     """See `runner.schemas.tracing.Trace`. Made as the request is entered, finished by `finish`."""
 
-    def __init__(self, tracer: Tracer, request: Request, parent: Context, kind: SpanKind, name: str, facts: Facts) -> None:
-        from opentelemetry import trace
-
-        self._tracer, self._request, self._name = tracer, request, name
+    def __init__(self, tracing: Tracing, request: Request, parent: Context, kind: SpanKind, name: str, facts: Facts) -> None:
+        self._tracing, self._tracer, self._request, self._name = tracing, tracing.tracer, request, name
         self._began, self._began_ns = time.perf_counter(), time.time_ns()
-        self._is_job = kind is trace.SpanKind.CONSUMER
-        self._span = tracer.start_span(name, context=parent, kind=kind, attributes=dict(facts), start_time=self._began_ns)
-        self.context = trace.set_span_in_context(self._span, parent)
+        self._is_job = request.begin is not None
+        self._span = self._tracer.start_span(name, context=parent, kind=kind, attributes=dict(facts), start_time=self._began_ns)
+        self.context = tracing.trace.set_span_in_context(self._span, parent)
         self._error: BaseException | None = None
 
     @property
@@ -214,16 +216,12 @@ class RequestTrace:
         return f"{self._span.get_span_context().span_id:016x}"
 
     def ids(self) -> tuple[str, str]:
-        from opentelemetry import trace
-
-        own, here = self._span.get_span_context(), trace.get_current_span().get_span_context()
+        own, here = self._span.get_span_context(), self._tracing.trace.get_current_span().get_span_context()
         return self.trace_id, f"{(here if here.trace_id == own.trace_id else own).span_id:016x}"
 
     def headers(self) -> dict[str, str]:
-        from opentelemetry import propagate
-
         carrier: dict[str, str] = {}
-        propagate.inject(carrier, self.context)
+        self._tracing.propagate.inject(carrier, self.context)
         return carrier
 
     @contextmanager
@@ -242,8 +240,6 @@ class RequestTrace:
 
     def end(self, finished: Finished) -> None:
         """Say what became of the request, and for how long it waited and ran."""
-        from opentelemetry.trace import Status, StatusCode
-
         request, span, route = self._request, self._span, finished.endpoint or finished.route
         if span.is_recording():
             if finished.method != "WS":
@@ -262,7 +258,7 @@ class RequestTrace:
                 kind = finished.error_type or (type(error).__qualname__ if error is not None else str(finished.status))
                 span.set_attribute("error.type", kind)
             if finished.status >= 500:
-                span.set_status(Status(StatusCode.ERROR, str(self._error) if self._error is not None else None))
+                span.set_status(self._tracing.trace.StatusCode.ERROR, str(self._error) if self._error is not None else None)
             if (stopped := finished.stopped) is not None:
                 span.set_attribute("runner.cancel.reason", stopped.reason)
                 span.set_attribute("runner.cancel.layer", stopped.layer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from runner.plugins.traces import wanted
 from runner.schemas.request import enter_request
-from serving import GUARD_SECONDS, Runner, serving, written
+from serving import GUARD_SECONDS, HOUSE, Runner, serving, written
 from structlog.testing import capture_logs
 from websockets.sync.client import connect
 
@@ -145,9 +147,8 @@ def test_a_request_is_a_span_in_its_callers_trace_with_its_parts_below(traced: R
     assert traced.post("/?q=secret", body, headers=headers).status_code == 200
     span = receiver.wait_for("POST /", runner__request__id="painted")
     parts = receiver.below(span)
-    (think,) = [s for s in receiver.spans if s.name == "think"]
-    (stores,) = [s for s in receiver.spans if s.name == "files" and facts(s)["runner.file.way"] == "store"]
-    receiver.wait_for("files", runner__file__way="fetch")
+    fetches, stores = [s for s in receiver.spans if s.name == "files" and s.parent_span_id == span.span_id]
+    think = parts["think"]
 
     assert (span.trace_id.hex(), span.parent_span_id.hex(), span.kind) == (TRACE, CALLER, Span.SPAN_KIND_SERVER)
     told = facts(span)
@@ -164,6 +165,7 @@ def test_a_request_is_a_span_in_its_callers_trace_with_its_parts_below(traced: R
     assert lane.start_time_unix_nano <= think.start_time_unix_nano <= stores.start_time_unix_nano
     assert stores.end_time_unix_nano <= parts["encode"].start_time_unix_nano <= parts["encode"].end_time_unix_nano
     assert parts["encode"].end_time_unix_nano <= lane.end_time_unix_nano <= span.end_time_unix_nano
+    assert (facts(fetches)["runner.file.way"], facts(stores)["runner.file.way"]) == ("fetch", "store")
     assert facts(stores)["runner.file.bytes"] == 8
     assert receiver.resources[-1].items() >= {"service.name": "traced", "deployment.environment.name": "test"}.items()
 
@@ -305,3 +307,15 @@ def test_an_exporter_that_nobody_offers_is_a_wrong_setting(monkeypatch: pytest.M
 
     with pytest.raises(runner.ConfigError, match=r"OTEL_TRACES_EXPORTER asks for 'smoke-signals'.* for example otlp"):
         runner.asgi(Plain)
+
+
+def test_a_propagator_that_nobody_offers_stops_the_start_and_no_request() -> None:
+    done = subprocess.run(
+        [sys.executable, HOUSE / "runner.py", HOUSE / "examples" / "hello.py", "--check"],
+        env={**os.environ, "OTEL_TRACES_EXPORTER": "console", "OTEL_PROPAGATORS": "smoke-signals"},
+        capture_output=True, text=True, timeout=GUARD_SECONDS,
+    )  # fmt: skip
+
+    assert done.returncode == 2
+    assert "plugin traces: its hook enter_requests failed" in done.stderr
+    assert "smoke-signals" in done.stderr

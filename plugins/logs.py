@@ -46,11 +46,11 @@ class Channel:
         self.is_open = False
         self.processors: list[Any] = []
         self.stream: TextIO | None = None
-        self._level = logging.INFO
+        self.level = logging.INFO
 
     def open(self, processors: list[Any], level: int, stream: TextIO | None) -> None:
         """Send lines from `level` up through these processors, of which the last one renders, to `stream`."""
-        self.is_open, self.processors, self.stream, self._level = True, processors, stream, level
+        self.is_open, self.processors, self.stream, self.level = True, processors, stream, level
 
     def close(self) -> None:
         self.is_open, self.processors, self.stream = False, [], None
@@ -61,7 +61,7 @@ class Channel:
         if not self.is_open:
             wrapper = None if level is None else structlog.make_filtering_bound_logger(level)
             return structlog.wrap_logger(kind(), wrapper_class=wrapper) if level is not None else structlog.get_logger()
-        wrapper = structlog.make_filtering_bound_logger(self._level if level is None else level)
+        wrapper = structlog.make_filtering_bound_logger(self.level if level is None else level)
         return structlog.wrap_logger(kind(self.stream), processors=self.processors, wrapper_class=wrapper)
 
 

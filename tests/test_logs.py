@@ -15,6 +15,7 @@ import asyncio, concurrent.futures, logging, sys, threading
 import structlog
 import runner
 
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))  # as a package does unasked, say
 EARLY = logging.StreamHandler()  # it keeps the stream of this moment
 EARLY.setFormatter(logging.Formatter("early %(message)s"))
 early = logging.getLogger("early")

@@ -23,7 +23,7 @@ from ...schemas.settings import Settings
 from ..hookspecs import hookimpl
 from ..logs import channel
 from .journal import BATCH_LINES, BATCH_SECONDS, Journal
-from .lines import configure_logging
+from .lines import configure_logging, take_structlog
 from .output import captured, stand_in
 
 __all__ = [
@@ -66,6 +66,8 @@ def lifespan(service: ServiceView) -> AbstractAsyncContextManager[None]:
 async def _observed(service: ServiceView) -> AsyncIterator[None]:
     journal, settings = journal_of(service), service.settings
     journal.output.listeners.extend(service.output_observers)
+    if channel.is_open:
+        take_structlog()  # anew: some packages, fal's among them, turn it to themselves when imported, and drop what is below a warning
     ours = not (channel.is_open or structlog.is_configured())  # no `main`: another server carries us
     if ours:
         configure_logging(

@@ -31,21 +31,26 @@ def configure_logging(
     """Send all log lines to the stderr of now, in this format. Called once, before the app is loaded.
 
     Ours go there for good. The lines of the app and its libraries do, through structlog or (with
-    `stdlib`) through `logging`, unless they configure either for themselves.
+    `stdlib`) through `logging`, unless they configure either for themselves, structlog in `setup()` or later.
     """
     renderer: Json | Console = Json(LEVELS[level]) if format == "json" else Console(LEVELS[level])
     processors = [_add_ids, structlog.processors.add_log_level, _tell_listeners, *renderer.before, renderer]
-    stream = behind(sys.stderr)
-    channel.open(processors, LEVELS[level], stream)
-    structlog.configure(
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=lambda *names: Foreign(stream),
-        cache_logger_on_first_use=False,
-    )
+    channel.open(processors, LEVELS[level], behind(sys.stderr))
+    take_structlog()
     if stdlib:
         logging.root.handlers[:] = [Routed()]
         logging.root.setLevel(LEVELS[level])
+
+
+def take_structlog() -> None:
+    """Have what others log with structlog come our way."""
+    stream, level = channel.stream, channel.level
+    structlog.configure(
+        processors=channel.processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *names: Foreign(stream),
+        cache_logger_on_first_use=False,
+    )
 
 
 def _add_ids(logger: Any, method: str, event: EventDict) -> EventDict:

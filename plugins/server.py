@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
-import structlog
 
 from ..schemas.app import AppSpec
 from ..schemas.asgi import ASGIApp, Receive, Scope, Send
@@ -39,6 +38,7 @@ from ..schemas.exits import RELOADED, SETUP_FAILED, STOPPED
 from ..schemas.health import Health, State
 from ..schemas.problems import ConfigError
 from ..schemas.settings import Settings
+from .logs import get_logger
 from .websocket import READ_BYTES, serve_handshake
 
 IDLE_SECONDS = 300  # fal's own keep-alive; hypercorn's default of 5 s cuts pooled clients off
@@ -51,7 +51,7 @@ BACKLOG = 2048  # connections that wait to be accepted
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 READY_VARIABLE = "RUNNER_SUPERVISOR_FD"  # of plugins/supervising.py, which must not be imported for it
 
-log = structlog.get_logger("runner.server")
+log = get_logger("runner.server")
 
 
 class Runnable(Protocol):

@@ -68,6 +68,7 @@ from .storing import (
     FileRepository,
     FileSink,
     FileStore,
+    FileTraffic,
     Repository,
     content_disposition,
     depot_of,
@@ -80,6 +81,7 @@ from .storing import (
     type_and_name,
 )
 from .tokens import Tokens, is_known
+from .tracing import Trace, part_of
 from .websocket import WebSocket, WebSocketDisconnect, WebSocketState
 
 __all__ = [
@@ -116,6 +118,7 @@ __all__ = [
     "FileRepository",
     "FileSink",
     "FileStore",
+    "FileTraffic",
     "Finished",
     "ForeignResponse",
     "HTTPError",
@@ -158,6 +161,7 @@ __all__ = [
     "State",
     "StreamingResponse",
     "Tokens",
+    "Trace",
     "Unfetchable",
     "Unstorable",
     "Video",
@@ -183,6 +187,7 @@ __all__ = [
     "json_response",
     "lifetime_of",
     "not_taking",
+    "part_of",
     "printable",
     "read_options",
     "safe_media_type",

@@ -24,7 +24,7 @@ from ..schemas.health import State
 from ..schemas.problems import ConfigError
 from ..schemas.request import Request
 from ..schemas.response import Response
-from ..schemas.service import Route, ServiceView
+from ..schemas.service import FailuresView, Route, ServiceView
 from .hookspecs import hookimpl
 
 log = structlog.get_logger("runner.metrics")
@@ -139,6 +139,7 @@ class Meter:
         self.registry = registry = CollectorRegistry()
         registry.register(Chained(REGISTRY))
         registry.register(Tallies(service.tallies))
+        registry.register(Failed(service.failures))
         app_id = service.settings.app_id or f"local/{service.app.alias}"
 
         def gauge(name: str, help: str, read: Callable[[], float], **labels: str) -> None:
@@ -240,6 +241,21 @@ class Chained:
 
     def collect(self) -> Iterator[Any]:
         yield from self._other.collect()
+
+
+class Failed:
+    """What plugins raised while requests ran, as a counter with the plugin's name."""
+
+    def __init__(self, failures: FailuresView) -> None:
+        self._failures = failures
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily
+
+        family = CounterMetricFamily("runner_plugin_failures", "What plugins raised while requests ran.", labels=["plugin"])
+        for plugin, times in list(self._failures.counts.items()):
+            family.add_metric([plugin], times)
+        yield family
 
 
 class Tallies:

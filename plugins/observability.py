@@ -277,6 +277,7 @@ class Output:
 
     def __init__(self) -> None:
         self.listeners: list[OnOutput] = []
+        self.blame: Callable[[BaseException], dict[str, str]] = lambda error: {}
         self._begun: dict[tuple[Stream, str | None, int], str] = {}
         self._here = threading.local()  # .inside: this thread is logging a line right now
         self._process = self._last_process = os.getpid()
@@ -346,7 +347,7 @@ class Output:
         try:
             listener(request_id, stream, line, time.time())
         except Exception as error:
-            self._log.error("output.listener_failed", exc_info=error)
+            self._log.error("output.listener_failed", **self.blame(error), exc_info=error)
 
 
 class Captured(io.TextIOBase):
@@ -529,6 +530,7 @@ def lifespan(service: ServiceView) -> AbstractAsyncContextManager[None]:
 async def _observed(service: ServiceView) -> AsyncIterator[None]:
     journal, settings = journal_of(service), service.settings
     journal.output.listeners.extend(service.output_observers)
+    journal.output.blame = service.failures.blame
     ours = not structlog.is_configured()  # no `main`: another server carries us
     if ours:
         configure_logging(

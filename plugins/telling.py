@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import structlog
+
 from ..schemas.endpoint import Endpoint
 from ..schemas.events import Finished, Stopped
 from ..schemas.request import Request
 
 Observe = Callable[[Finished], None]
+
+log = structlog.get_logger("runner")
 
 
 class Outcome(Protocol):
@@ -41,7 +45,8 @@ class Outcome(Protocol):
 class Teller:
     """Tells the observers of one service, on its loop. Owns the tasks that wait for a place to be free."""
 
-    def __init__(self) -> None:
+    def __init__(self, blame: Callable[[BaseException], dict[str, str]] = lambda error: {}) -> None:
+        self._blame = blame  # says whose an error was
         self.observers: tuple[Observe, ...] = ()  # filled in by assembly
         self._waiting: set[asyncio.Task[None]] = set()
 
@@ -80,4 +85,7 @@ class Teller:
             ended=outcome.why,
         )
         for observe in self.observers:
-            observe(finished)
+            try:
+                observe(finished)
+            except Exception as error:
+                log.error("plugin.failed", hook="observe_requests", **self._blame(error), exc_info=error)

@@ -49,13 +49,24 @@ from .queue import (
     LogLine,
     Priority,
     QueueStore,
+    SignWebhook,
     Unstorable,
     advance_job,
 )
 from .request import Request, current_request
 from .response import EVENTS, JSON, Response, StreamingResponse, json_response
 from .routes import compiled
-from .service import Bind, BindWrapper, Call, Check, Mount, Route, ServiceView, Wrapper
+from .service import (
+    Bind,
+    BindWrapper,
+    Call,
+    Check,
+    FailuresView,
+    Mount,
+    Route,
+    ServiceView,
+    Wrapper,
+)
 from .settings import Settings
 from .storing import (
     PLAIN_ERRAND,
@@ -103,6 +114,7 @@ __all__ = [
     "Download",
     "Endpoint",
     "Errand",
+    "FailuresView",
     "Fault",
     "File",
     "FileData",
@@ -149,6 +161,7 @@ __all__ = [
     "ServiceView",
     "Settings",
     "Shortcuts",
+    "SignWebhook",
     "Source",
     "State",
     "StreamingResponse",

@@ -106,7 +106,7 @@ def load_plugins(settings: Settings, *others: Any) -> Plugins:
     for name in BUILT_IN:
         if name not in settings.no_plugin:
             module = importlib.import_module(f".{name}", __package__)
-            plugins.register(_made(getattr(module, "Plugin", module)), name)
+            plugins.register(_made(module), name)
     for name, point in installed.items():
         if name not in settings.no_plugin:
             _add(plugins, name, point.load)
@@ -120,7 +120,8 @@ def load_plugins(settings: Settings, *others: Any) -> Plugins:
 
 def _add(plugins: Plugins, name: str, load: Callable[[], Any]) -> None:
     try:
-        plugins.register(_made(load()), name)
+        plugin = _made(load())
+        plugins.register(plugin, name)
         plugins.check_pending()
     except ConfigError:
         raise
@@ -131,10 +132,14 @@ def _add(plugins: Plugins, name: str, load: Callable[[], Any]) -> None:
         at = f" ({Path(where.filename).name}, line {where.lineno})" if "importlib" not in where.filename and where.filename != __file__ else ""
         hint = "; give a file, a module or module:object, for example --plugin my_package.metrics:plugin" if isinstance(error, ImportError) else ""
         raise ConfigError(f"plugin {name} could not be loaded: {type(error).__name__}: {error}{at}{hint}") from error
+    if not plugins.get_hookcallers(plugin):
+        raise ConfigError(f"plugin {name} answers no hook; put @runner.hookimpl on a function that is named like one, such as wrap_call")
 
 
 def _made(found: Any) -> Any:
-    """A plugin may be a class: then each service makes its own, and what it keeps is its own."""
+    """A plugin may be a class, or the class `Plugin` of a module: then each service makes one, and what it keeps is its own."""
+    if isinstance(found, ModuleType):
+        found = getattr(found, "Plugin", found)
     return found() if isinstance(found, type) else found
 
 

@@ -304,6 +304,7 @@ def test_the_example_that_brings_its_own_app_works(tmp_path: Path, hook: str) ->
         ("@runner.hookimpl\ndef register_routes(service): raise ValueError('no')", "its hook register_routes failed with ValueError('no')"),
         ("@runner.hookimpl\nasync def wrap_call(endpoint): ...", "its hook wrap_call is async; write def"),
         ("this is no python", "invalid syntax"),
+        ("def wrap_call(): ...", "plugin broken.py answers no hook; put @runner.hookimpl on a function"),
         ("raise ValueError('no disk')", "plugin broken.py could not be loaded: ValueError: no disk (broken.py, line 2)"),
         ("import not_there", "plugin broken.py could not be loaded: ModuleNotFoundError: No module named 'not_there'"),
         ("@runner.hookimpl\ndef type_codec(type): raise ValueError('no')", "plugin broken.py: its hook type_codec failed with ValueError('no')"),

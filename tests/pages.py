@@ -7,6 +7,7 @@ A fence says what it is:
     ```text, ```json             right after `sh`: what it prints; … stands for anything
     ```python                    a part of a class, or statements: see tests/test_guide.py
     ```sh unrun="why"            not run, for the reason given
+    ```sh exit="22"              fails so, as curl does when it is answered with an error
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ def fences(page: Path) -> list[Fence]:
 def assert_printed(printed: str, expected: str, place: str) -> None:
     """What a block printed is what its page shows; `…` there stands for anything."""
     lines = [" ".join(line.split()) for line in expected.strip().splitlines()]
-    pattern = r"\s*".join(re.escape(line).replace("…", ".*?") for line in lines)
-    assert re.fullmatch(pattern, printed.strip().replace("\r", ""), re.DOTALL), f"{place} printed\n{printed}\nthe page says\n{expected}"
+    pattern = r"\n*".join(re.escape(line).replace("…", ".*?") for line in lines)
+    said = "\n".join(" ".join(line.split()) for line in printed.strip().splitlines())
+    assert re.fullmatch(pattern, said, re.DOTALL), f"{place} printed\n{printed}\nthe page says\n{expected}"
 
 
 class Reader:
@@ -136,7 +138,7 @@ class Reader:
         log = self.runner.log if self.runner is not None else ""
         assert done.returncode == int(fence.attributes.get("exit", "0")), f"{fence.place}: {text}\n{done.stdout}{done.stderr}\n{log}"
         if fence.expected is not None:
-            assert_printed(done.stdout + (done.stderr if done.returncode else ""), fence.expected, fence.place)
+            assert_printed(done.stdout + (done.stderr if done.returncode else ""), self.with_ports(fence.expected), fence.place)
 
     def start(self, line: str) -> None:
         """Start the runner of a page, and stop the one before it."""

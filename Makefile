@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 
-.PHONY: help setup run test soak models-test bench screenshots check image-test
+.PHONY: help setup run test soak models-test bench screenshots docs check image-test
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile
@@ -45,6 +45,10 @@ bench: setup  ## us and six peers side by side, about ten minutes (apt-get insta
 
 screenshots: setup  ## pictures of the playground, into docs/ (apt-get install -y chromium)
 	cd tests && ../.venv/bin/python screenshots.py
+
+docs: setup  ## the guide as static pages, into site/
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 check: setup  ## ruff and mypy
 	.venv/bin/ruff check .

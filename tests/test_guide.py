@@ -96,6 +96,41 @@ def test_pages_speak_of_settings_that_there_are() -> None:
         assert set(re.findall(r"\bRUNNER_[A-Z_]+\b", words)) <= variables | {"RUNNER_SOAK", "RUNNER_", "RUNNER_PORT"}, page.name
 
 
+def commands_of_ci() -> dict[str, list[str]]:
+    """What the two examples of CI run, by their files."""
+    found = {}
+    for block in BLOCKS["deploying"]:
+        if block.language == "yaml":
+            (job,) = (v for v in yaml.safe_load(block.text).get("jobs", yaml.safe_load(block.text)).values() if isinstance(v, dict))
+            found[block.attributes["title"]] = job.get("script") or [step["run"] for step in job["steps"] if "run" in step]
+    return found
+
+
+def test_what_the_examples_of_ci_run_is_the_same_and_passes(tmp_path: Path) -> None:
+    github, gitlab = commands_of_ci().values()
+    assert github == gitlab
+
+    if not HAS_KIT:
+        pytest.skip("runner.testing is not here yet")
+    with Reader(tmp_path) as reader:
+        for block in BLOCKS["deploying"]:
+            if "title" in block.attributes:
+                reader.write(block)
+        reader.run(Fence("docs/deploying.md", 0, "sh", {}, "\n".join(github), "…onerunner…POST / Greeter.greet…1 passed…"))
+
+
+def test_the_dockerfile_of_the_guide_copies_what_there_is_and_serves_the_app() -> None:
+    files = {block.attributes["title"]: block.text for block in BLOCKS["deploying"] if "title" in block.attributes}
+    steps = [line.split(None, 1) for line in files["Dockerfile"].splitlines()]
+
+    assert [step for step, _ in steps] == ["FROM", "USER", "COPY", "RUN", "USER", "COPY", "CMD"]
+    copied = [name for step, words in steps if step == "COPY" for name in words.split()[:-1]]
+    assert set(copied) <= set(files)
+    assert [words for step, words in steps if step == "USER"][-1] == "runner", "the image's own user serves"
+    (served,) = json.loads(steps[-1][1])
+    assert f"class {served.partition(':')[2]}(runner.App)" in files["app.py"]
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The guide, built strictly: a link or an anchor that leads nowhere, or a page that nobody finds, fails."""

@@ -12,7 +12,6 @@ A fence says what it is:
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -97,6 +96,12 @@ class Reader:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the runner of the page as an operator would, so that what it started ends with it."""
+        if self.runner is not None and self.runner.process.poll() is None:
+            self.runner.stop()
         self._stack.close()
 
     def keep(self) -> None:
@@ -142,7 +147,7 @@ class Reader:
 
     def start(self, line: str) -> None:
         """Start the runner of a page, and stop the one before it."""
-        self._stack.close()
+        self.stop()
         words = shlex.split(re.sub(r"\s+#.*$", "", line))
         env = dict(word.split("=", 1) for word in words if re.match(r"\w+=", word) and words.index(word) < words.index("runner"))
         arguments = words[words.index("runner") + 1 :]
@@ -171,7 +176,3 @@ def free_port() -> int:
 
 def pages() -> list[Path]:
     return sorted(DOCS.rglob("*.md"))
-
-
-def pretty(text: str) -> object:
-    return json.loads(text)

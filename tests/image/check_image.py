@@ -280,6 +280,8 @@ def test_an_image_made_as_the_guide_says_serves_its_app(image: str, port: int, t
         with running(command, tmp_path / "log") as process:
             until_ready(port, process, tmp_path / "log")
             assert fetch(port, "/", {"name": "image"}) == "hello image"
+            os.kill(served_by(process.pid), signal.SIGTERM)
+            assert process.wait(STOP_SECONDS) == 0
         assert config["User"] == "runner"
     finally:
         buildah("rm", container)

@@ -90,7 +90,7 @@ class Reader:
         self._given = runner is not None
         self._ports = {"9000": str(free_port())}
         self._env = {name: value for name, value in os.environ.items() if not name.startswith(("RUNNER_", "FAL_", "PIP_REQUIRE"))}
-        self._env |= {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200", "HOME": str(folder), "NO_PROXY": "*", "LC_ALL": "C.UTF-8"}
+        self._env |= {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200", "HOME": str(folder), "LC_ALL": "C.UTF-8"}
 
     def __enter__(self) -> Reader:
         return self

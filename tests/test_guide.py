@@ -71,6 +71,8 @@ def test_every_block_says_what_it_is() -> None:
     for block in [block for blocks in BLOCKS.values() for block in blocks]:
         assert block.language in languages | {""}, f"{block.place}: a block of {block.language!r}"
         assert set(block.attributes) <= {"title", "exit", "unrun"}, block.place
+        if block.language == "js":
+            assert "unrun" in block.attributes, block.place
         if block.language == "json" and "…" not in block.text:
             json.loads(block.text)
         if block.language == "toml":
@@ -83,7 +85,7 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
     left_out = [block for blocks in BLOCKS.values() for block in blocks if "unrun" in block.attributes]
 
     assert all(len(block.attributes["unrun"].split()) > 3 for block in left_out)
-    assert len(left_out) <= 4, [block.place for block in left_out]
+    assert len(left_out) <= 5, [block.place for block in left_out]
 
 
 def test_pages_speak_of_settings_that_there_are() -> None:

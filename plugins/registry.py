@@ -201,9 +201,10 @@ async def entered(stack: AsyncExitStack, plugins: pluggy.PluginManager, service:
     for name, context in answers(plugins, "lifespan", service=service):
         try:
             await stack.enter_async_context(context)
-        except ConfigError:
-            raise
         except Exception as error:
+            await stack.aclose()  # first: on the error's way out, task groups of those entered would wrap it
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(f"plugin {name}: its lifespan failed on entering with {error!r}") from error
 
 

@@ -150,21 +150,19 @@ class Reply:
             headers.append((b"content-length", b"%d" % length))
         for name, value in response.headers.items():
             headers.append((name.encode("latin-1"), value.encode("latin-1")))
-        headers += self._headers_of_plugins()
+        self._add_headers(headers)
         self.status = response.status
         self.error_type = response.headers.get("x-fal-error-type")
         return headers
 
-    def _headers_of_plugins(self) -> RawHeaders:
-        """What plugins add. One that fails is left out of the answer that says so."""
-        headers: RawHeaders = []
+    def _add_headers(self, headers: RawHeaders) -> None:
+        """Add what plugins add. One that fails is left out of the answer that says so."""
         for added in self._added:
             try:
                 headers += added(self._request)
             except Exception:
                 self._added = tuple(other for other in self._added if other is not added)
                 raise
-        return headers
 
     async def _part(self, part: bytes, more: bool) -> None:
         self.bytes_out += len(part)
@@ -175,7 +173,7 @@ class Reply:
         """Messages of a Starlette Response on their way out."""
         if message["type"] == "http.response.start":
             headers = [*message.get("headers", ()), (b"x-fal-request-id", (self._request.id or "").encode("latin-1"))]
-            headers += self._headers_of_plugins()
+            self._add_headers(headers)
             self.status = message["status"]
             message = {**message, "headers": headers}
         else:

@@ -109,20 +109,9 @@ def supervise(settings: Settings) -> None:
 def run(service: Runnable, settings: Settings) -> int:
     """Serve until a signal or a failure says stop; return the exit code."""
     sock = listen(settings)
-    try:
-        code = anyio.run(_run, service, settings, sock, backend_options={"use_uvloop": _has_uvloop()})
-    except BaseExceptionGroup as group:  # task groups of plugins are around what a later plugin raised
-        wrong, others = group.split(ConfigError)
-        if wrong is None or others is not None:
-            raise
-        raise _leaf(wrong) from group
+    code = anyio.run(_run, service, settings, sock, backend_options={"use_uvloop": _has_uvloop()})
     _leave_soon(code)
     return code
-
-
-def _leaf(group: BaseExceptionGroup[ConfigError]) -> ConfigError:
-    error = group.exceptions[0]
-    return _leaf(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> int:

@@ -295,6 +295,17 @@ def test_the_example_that_brings_its_own_app_works(tmp_path: Path, hook: str) ->
         reader.read(fences(DOCS / "plugins" / f"{hook}.md"))
 
 
+AROUND = """
+import contextlib
+@contextlib.asynccontextmanager
+async def around():
+    raise OSError("no port")
+    yield
+@runner.hookimpl
+def lifespan(): return around()
+"""
+
+
 @pytest.mark.parametrize(
     ("source", "told"),
     [
@@ -304,33 +315,42 @@ def test_the_example_that_brings_its_own_app_works(tmp_path: Path, hook: str) ->
         ("@runner.hookimpl\ndef register_routes(service): raise ValueError('no')", "its hook register_routes failed with ValueError('no')"),
         ("@runner.hookimpl\nasync def wrap_call(endpoint): ...", "its hook wrap_call is async; write def"),
         ("this is no python", "invalid syntax"),
-        ("def wrap_call(): ...", "plugin broken.py answers no hook; put @runner.hookimpl on a function"),
-        ("raise ValueError('no disk')", "plugin broken.py could not be loaded: ValueError: no disk (broken.py, line 2)"),
-        ("import not_there", "plugin broken.py could not be loaded: ModuleNotFoundError: No module named 'not_there'"),
-        ("@runner.hookimpl\ndef type_codec(type): raise ValueError('no')", "plugin broken.py: its hook type_codec failed with ValueError('no')"),
-        ("@runner.hookimpl\ndef queue_store(service): raise ValueError('no')", "plugin broken.py: its hook queue_store failed with"),
+        ("def wrap_call(): ...", "answers no hook; put @runner.hookimpl on a function"),
+        ("raise ValueError('no disk')", "could not be loaded: ValueError: no disk (broken.py, line 2)"),
+        ("import not_there", "could not be loaded: ModuleNotFoundError: No module named 'not_there'"),
+        ("@runner.hookimpl\ndef type_codec(type): raise ValueError('no')", "its hook type_codec failed with ValueError('no')"),
+        ("@runner.hookimpl\ndef queue_store(service): raise ValueError('no')", "its hook queue_store failed with"),
         ("@runner.hookimpl\ndef wrap_call(): return lambda call: None", "what its hook wrap_call returned gave NoneType"),
         ("@runner.hookimpl\ndef wrap_call(): return lambda call: 1 / 0", "what its hook wrap_call returned failed with ZeroDivisionError"),
         ("@runner.hookimpl\ndef intercept_requests(): return 1", "its hook intercept_requests gave int; it returns a function"),
-        (
-            "import contextlib\n@contextlib.asynccontextmanager\nasync def around():\n    raise OSError('no port')\n    yield\n"
-            "@runner.hookimpl\ndef lifespan(): return around()",
-            "plugin broken.py: its lifespan failed on entering with OSError('no port')",
-        ),
+        (AROUND, "its lifespan failed on entering with OSError('no port')"),
     ],
 )
-def test_a_broken_plugin_stops_the_start_and_is_named(tmp_path: Path, source: str, told: str) -> None:
+async def test_a_broken_plugin_stops_the_start_and_is_named(tmp_path: Path, source: str, told: str) -> None:
+    class Plain(runner.App):
+        @runner.endpoint("/")
+        def run(self, name: str = "you") -> str:
+            return name
+
+    plugin = str(written(tmp_path, f"import runner\n{source}\n", "broken.py"))
+    with pytest.raises(runner.ConfigError) as stopped:
+        async with runner.asgi(Plain, runner.Settings(plugin=[plugin], data_dir=str(tmp_path / "data"))).running():
+            raise AssertionError("it started")
+
+    assert told in str(stopped.value)
+    assert f"plugin {plugin}" in str(stopped.value)
+
+
+@pytest.mark.parametrize("source", ["import not_there", "@runner.hookimpl\ndef lifespan(): raise OSError('no port')", AROUND])
+def test_what_is_wrong_with_a_plugin_is_one_line_and_exit_code_2(tmp_path: Path, source: str) -> None:
     app = written(tmp_path, APP)
     written(tmp_path, f"import runner\n{source}\n", "broken.py")
     done = subprocess.run(
-        [sys.executable, HOUSE / "runner.py", app, "--plugin", "broken.py", "--port", "0"],
+        [sys.executable, HOUSE / "runner.py", app, "--plugin", "broken.py", "--port", "0", "--log-level", "error"],
         cwd=tmp_path, capture_output=True, text=True, timeout=30,
     )  # fmt: skip
 
-    assert told in done.stderr
-    assert "broken.py" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 2
+    assert (done.returncode, done.stderr.count("\n"), done.stderr[:24]) == (2, 1, "runner: plugin broken.py")
 
 
 FAILING = """
@@ -380,6 +400,9 @@ def test_a_plugin_that_raises_in_a_request_fails_that_request_and_is_named_and_c
     @runner.endpoint("/seen")
     def seen(self) -> str:
         return "seen"
+    @runner.endpoint("/items")
+    def items(self):
+        yield from "ab"
 """)
     plugin = str(written(tmp_path, FAILING, "failing.py"))
     with serving(app, "--plugin", plugin) as served:
@@ -399,7 +422,9 @@ def test_a_plugin_that_raises_in_a_request_fails_that_request_and_is_named_and_c
         served.wait_for("request.finished", path="/seen")
         assert served.post("/own-fault").status_code == 500
         assert "plugin" not in served.wait_for("request.failed", endpoint="/own-fault")
-        assert f'runner_plugin_failures_total{{plugin="{plugin}"}} 7.0' in served.get("/metrics").text
+        assert served.post("/items", headers={"x-fail": "headers"}).status_code == 500
+        assert served.post("/items").text == 'data: "a"\n\ndata: "b"\n\n'
+        assert f'runner_plugin_failures_total{{plugin="{plugin}"}} 8.0' in served.get("/metrics").text
 
 
 def test_an_installed_plugin_is_found_named_and_can_be_left_out(tmp_path: Path) -> None:

@@ -113,8 +113,9 @@ def load_plugins(settings: Settings, *others: Any) -> Plugins:
             plugins.versions[name] = point.dist.version if point.dist else "?"
     for name in settings.plugin:
         _add(plugins, name, partial(_named_plugin, name))
-    for other in others:
-        _add(plugins, getattr(other, "__name__", type(other).__name__), partial(_made, other))
+    for number, other in enumerate(others):
+        name = getattr(other, "__name__", type(other).__name__)
+        _add(plugins, f"{name}-{number}" if plugins.has_plugin(name) else name, partial(_made, other))
     return plugins
 
 

@@ -450,6 +450,26 @@ def test_an_installed_plugin_is_found_named_and_can_be_left_out(tmp_path: Path) 
     assert (code, "plugin hollow could not be loaded: ModuleNotFoundError: No module named 'nowhere'" in told) == (2, True), told
 
 
+def test_objects_are_plugins_too_also_two_of_one_class() -> None:
+    class Mounted:
+        def __init__(self, prefix: str) -> None:
+            self.prefix = prefix
+
+        @runner.hookimpl
+        def mount_app(self) -> list[runner.Mount]:
+            return [runner.Mount(prefix=self.prefix)]
+
+    class Plain(runner.App):
+        @runner.endpoint("/")
+        def run(self) -> str:
+            return "plain"
+
+    service = runner.asgi(Plain, plugins=[Mounted("/one"), Mounted("/two")])
+
+    (mounts,) = [line for line in service.plugins.hooks_listed() if line.startswith("mount_app: ")]
+    assert mounts.endswith("Mounted, Mounted-1 (the longest prefix counts)")
+
+
 def test_check_tells_who_answers_each_hook_in_which_order(tmp_path: Path) -> None:
     app = written(tmp_path, APP)
     for name in ("outer", "inner"):

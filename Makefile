@@ -48,7 +48,7 @@ screenshots: setup  ## pictures of the playground, into docs/ (apt-get install -
 
 docs: setup  ## the guide as static pages, into site/
 	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
-	@echo "open site/index.html"
+	@echo "site/index.html is the first page; with a search: python -m http.server -d site"
 
 check: setup  ## ruff and mypy
 	.venv/bin/ruff check .

@@ -40,8 +40,9 @@ class Counting(runner.App):
     calls = 0
 
     @runner.endpoint("/count")
-    def count(self, input: Text) -> str:
+    def count(self, input: Text, response: runner.Response) -> str:
         self.calls += 1
+        response.headers["x-set"] = "by the app"
         return f"{input.words} {self.calls}"
 
     @runner.endpoint("/size")
@@ -126,6 +127,9 @@ def test_the_cache_knows_an_input_by_its_content(served: Runner) -> None:
     assert (other.headers["cache-status"], other.json() != first.json()) == ("runner; fwd=miss; stored", True)
     assert (forced.headers["cache-status"], forced.json() != first.json()) == ("runner; fwd=request; stored", True)
     assert after.json() == forced.json()
+    assert [answer.headers["x-set"] for answer in (first, again)] == ["by the app"] * 2
+    event = served.post("/count", {"words": "sea"}, headers={"accept": "text/event-stream"})
+    assert (event.headers["cache-status"], event.text[:7]) == ("runner; fwd=bypass", "data: \"")
 
 
 def test_the_cache_reads_files_and_keeps_no_errors(served: Runner) -> None:

@@ -133,6 +133,12 @@ def test_the_dockerfile_of_the_guide_copies_what_there_is_and_serves_the_app() -
     assert f"class {served.partition(':')[2]}(runner.App)" in files["app.py"]
 
 
+def test_the_readme_links_to_what_there_is() -> None:
+    links = re.findall(r"\]\(([^)#]+)", (HOUSE / "README.md").read_text())
+
+    assert [link for link in links if "://" not in link and not (HOUSE / link).exists()] == []
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The guide, built strictly: a link or an anchor that leads nowhere, or a page that nobody finds, fails."""

@@ -40,22 +40,27 @@ def digest(path, arguments):
 
 class Plugin:
     def __init__(self):
-        self.kept = OrderedDict()  # key to (status, body, headers, media type), until when
+        self.kept = OrderedDict()  # key to body, headers, media type, until when
         self.bytes, self.most = 0, int(os.environ.get("CACHE_BYTES", 64 * 1024**2))
 
     @runner.hookimpl
     def wrap_call(self, endpoint, service):
         seconds = getattr(service.instance, "cache_seconds", {}).get(endpoint.path)
-        return (lambda call: self.cached(call, endpoint.path, seconds)) if seconds else None
+        inputs = [parameter.name for parameter in endpoint.parameters if parameter.source != "response"]
+        return (lambda call: self.cached(call, endpoint.path, inputs, seconds)) if seconds else None
 
-    def cached(self, call, path, seconds):
+    def cached(self, call, path, inputs, seconds):
         async def answer(request, arguments):
-            key = await anyio.to_thread.run_sync(digest, path, arguments)
+            if "text/event-stream" in request.headers.get("accept", ""):
+                response = await call(request, arguments)  # one event: another form of the answer
+                response.headers["cache-status"] = "runner; fwd=bypass"
+                return response
+            key = await anyio.to_thread.run_sync(digest, path, {name: arguments[name] for name in inputs})
             forced = "no-cache" in request.headers.get("cache-control", "")
-            body, media_type, until = self.kept.get(key, (b"", None, 0))
+            body, headers, media_type, until = self.kept.get(key, (b"", {}, None, 0))
             if (left := until - time.monotonic()) > 0 and not forced:
                 self.kept.move_to_end(key)
-                return runner.Response(body, headers={"cache-status": f"runner; hit; ttl={int(left)}"}, media_type=media_type)
+                return runner.Response(body, headers=headers | {"cache-status": f"runner; hit; ttl={int(left)}"}, media_type=media_type)
             response = await call(request, arguments)
             keep = response.status == 200 and response.stream is None
             if keep:
@@ -68,7 +73,7 @@ class Plugin:
 
     def keep(self, key, response, until):
         self.bytes -= len(self.kept.pop(key, (b"",))[0])
-        self.kept[key] = response.body, response.media_type, until
+        self.kept[key] = response.body, dict(response.headers), response.media_type, until
         self.bytes += len(response.body)
         while self.bytes > self.most:
             self.bytes -= len(self.kept.popitem(last=False)[1][0])

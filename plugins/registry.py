@@ -124,8 +124,8 @@ def _add(plugins: Plugins, name: str, load: Callable[[], Any]) -> None:
         plugin = _made(load())
         plugins.register(plugin, name)
         plugins.check_pending()
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise _named(name, error) from error.__cause__
     except pluggy.PluginValidationError as error:
         raise ConfigError(f"plugin {name} could not be loaded: {error}; docs/hooks.md has every hook") from error
     except Exception as error:
@@ -135,6 +135,11 @@ def _add(plugins: Plugins, name: str, load: Callable[[], Any]) -> None:
         raise ConfigError(f"plugin {name} could not be loaded: {type(error).__name__}: {error}{at}{hint}") from error
     if not plugins.get_hookcallers(plugin):
         raise ConfigError(f"plugin {name} answers no hook; put @runner.hookimpl on a function that is named like one, such as wrap_call")
+
+
+def _named(name: str, error: ConfigError) -> ConfigError:
+    """`error`, saying which plugin it is of; the built-in ones speak of settings and of the app."""
+    return error if name in BUILT_IN else ConfigError(f"plugin {name}: {error}")
 
 
 def _made(found: Any) -> Any:
@@ -205,7 +210,7 @@ async def entered(stack: AsyncExitStack, plugins: pluggy.PluginManager, service:
         except Exception as error:
             await stack.aclose()  # first: on the error's way out, task groups of those entered would wrap it
             if isinstance(error, ConfigError):
-                raise
+                raise _named(name, error) from error.__cause__
             raise ConfigError(f"plugin {name}: its lifespan failed on entering with {error!r}") from error
 
 
@@ -213,8 +218,8 @@ def _answer(implementation: pluggy.HookImpl, hook: str, arguments: Mapping[str, 
     name = implementation.plugin_name
     try:
         answer = implementation.function(**{argument: arguments[argument] for argument in implementation.argnames})
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise _named(name, error) from error.__cause__
     except Exception as error:
         raise ConfigError(f"plugin {name}: its hook {hook} failed with {error!r}") from error
     if inspect.iscoroutine(answer):

@@ -8,12 +8,15 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pluggy
 import pytest
 from pages import DOCS, Reader, fences
 from runner.plugins import hookspecs
+from runner.plugins.queue.contract import StoreContract
 from runner.plugins.registry import BUILT_IN
 from serving import HOUSE, serving, written
 
@@ -287,6 +290,18 @@ def test_the_example_of_each_hook_works_beside_all_others(tmp_path: Path) -> Non
         assert reader.runner.stop() == 0
         assert not notice.exists()
         assert not (tmp_path / ".runner" / "queue").exists()
+
+
+class TestTheStoreOfTheExample(StoreContract):
+    """It passes what every store must pass; all of it lives in one process, so opening it again gives the same."""
+
+    @pytest.fixture
+    def reopen(self, tmp_path: Path) -> Callable[[], Any]:
+        (source,) = [fence for fence in fences(DOCS / "plugins" / "queue_store.md") if "title" in fence.attributes]
+        scope: dict[str, Any] = {}
+        exec(compile(source.text, source.place, "exec"), scope)
+        store = scope["Memory"]()
+        return lambda: store
 
 
 @pytest.mark.parametrize("hook", OWN_APPS)

@@ -460,7 +460,9 @@ def test_an_installed_plugin_is_found_named_and_can_be_left_out(tmp_path: Path) 
         return done.returncode, done.stdout + done.stderr
 
     assert "\nplugin parcel 4.5 (mount_app)\n" in checked()[1]
-    assert "parcel" not in checked("--no-plugin", "parcel")[1]
+    without = checked("--no-plugin", "parcel", "--plugin", "parcel:Plugin")[1]
+    assert "\nplugin parcel 4.5" not in without
+    assert "\nplugin parcel:Plugin ? (mount_app)\n" in without
     code, told = checked(also=f":{tmp_path / 'hollow'}")
     assert (code, "plugin hollow could not be loaded: ModuleNotFoundError: No module named 'nowhere'" in told) == (2, True), told
 

@@ -3,7 +3,7 @@ PORT ?= 8000
 
 PYTHONS ?= $(wildcard $(foreach version,3.12 3.13 3.14,$(HOME)/.pyenv/versions/$(version)*/bin/python3 /usr/bin/python$(version)))
 
-.PHONY: help setup run test soak models-test drain-test bench screenshots check image-test
+.PHONY: help setup run test soak models-test drain-test bench screenshots docs check image-test
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile
@@ -55,6 +55,10 @@ bench: setup  ## us and six peers side by side, about ten minutes (apt-get insta
 
 screenshots: setup  ## pictures of the playground, into docs/ (apt-get install -y chromium)
 	cd tests && ../.venv/bin/python screenshots.py
+
+docs: setup  ## the guide as static pages, into site/
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+	@echo "site/index.html is the first page; with a search: python -m http.server -d site"
 
 check: setup  ## ruff and mypy
 	.venv/bin/ruff check .

@@ -29,7 +29,6 @@ from typing import Any, TypeVar
 
 import anyio
 import msgspec
-import pluggy
 
 HOUSE = str(Path(__file__).parent)
 __path__ = [HOUSE]  # `plugins/` and `schemas/` are runner.plugins, runner.schemas
@@ -57,7 +56,7 @@ from runner.plugins.logs import get_logger
 from runner.plugins.progress import preview, progress
 from runner.plugins.realtime import Limits as SocketLimits
 from runner.plugins.realtime import Open, Talk, Wire, make_talk
-from runner.plugins.registry import ask, list_plugins, load_plugins
+from runner.plugins.registry import Failures, Plugins, ask, entered, first, fold, load_plugins
 from runner.plugins.reloading import waiting_for_a_better_one
 from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
@@ -81,7 +80,7 @@ from runner.schemas.problems import (
     RunnerError,
     stopped_problem,
 )
-from runner.schemas.queue import QueueStore
+from runner.schemas.queue import QueueStore, SignWebhook
 from runner.schemas.request import Request, current_request, enter_request, entering
 from runner.schemas.response import Response, json_response
 from runner.schemas.routes import Routes
@@ -265,7 +264,7 @@ def describe_app(target: type[App]) -> AppSpec:
 # --- assembly ----------------------------------------------------------------------------------
 
 
-def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) -> Service:
+def assemble(app: AppSpec, settings: Settings, plugins: Plugins) -> Service:
     """Put every question to every plugin now, so that no request has to."""
     service = Service(app, settings, plugins)
     cancels = {cancel_path(endpoint.path): endpoint.path for endpoint in service.endpoints if not endpoint.mark.is_websocket}
@@ -285,7 +284,8 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
             service.routes.add("POST", endpoint.path, Answer(service.running_now.after(answer)))
     for path in cancels:
         service.routes.add("POST", path, Answer(service.running_now.by_id))
-    service.queue_store = plugins.hook.queue_store(service=service)
+    service.queue_store = first(plugins, "queue_store", service=service)
+    service.webhook_signers = tuple(ask(plugins, "sign_webhooks", service=service))
     for routes in reversed(ask(plugins, "register_routes", service=service)):
         for route in routes:
             service.routes.add(route.method, route.path, Answer(route.answer, streams_in=route.streams_in, path=route.path))
@@ -300,7 +300,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     for checks in ask(plugins, "health_checks", service=service):
         service.health_checks |= checks
     service.teller.observers = tuple(ask(plugins, "observe_requests", service=service))
-    service.connections = plugins.hook.connection_protocol(service=service)
+    service.connections = first(plugins, "connection_protocol", service=service)
     service.output_observers = tuple(ask(plugins, "observe_output", service=service))
     return service
 
@@ -334,9 +334,11 @@ class Service:
     connections: ConnectionProtocol | None = None
     output_observers: tuple[OnOutput, ...] = ()
     queue_store: QueueStore | None = None
+    webhook_signers: tuple[SignWebhook, ...] = ()
 
-    def __init__(self, app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) -> None:
+    def __init__(self, app: AppSpec, settings: Settings, plugins: Plugins) -> None:
         self.app, self.settings, self.plugins = app, settings, plugins
+        self.failures = Failures(plugins, app.module)
         self.health = Health()
         self.url = ""  # set by the server that listens
         stores = ask(plugins, "file_store", settings=settings)
@@ -354,7 +356,7 @@ class Service:
         self.logs = EventLogs()
         self.health_checks: dict[str, Check] = {}
         self._codecs: dict[Any, Codec] = {}
-        self.teller = Teller()
+        self.teller = Teller(self.failures.blame)
         self._ids = new_ids()
         self._new_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
         self._talks: set[Talk] = set()
@@ -375,7 +377,7 @@ class Service:
         return codec
 
     def _new_codec(self, type: Any) -> Codec:
-        codec: Codec | None = self.plugins.hook.type_codec(type=type)
+        codec: Codec | None = first(self.plugins, "type_codec", type=type)
         if codec is None:
             raise ConfigError(f"values of {type!r} cannot cross the wire; use a msgspec.Struct, a pydantic model, a dataclass or a builtin")
         return codec
@@ -392,10 +394,8 @@ class Service:
             call = make_call(endpoint, getattr(self.instance, endpoint.name), self.codec(endpoint.output), lane, timeout, self.settings.ping_seconds)
         except ConfigError as error:
             raise ConfigError(f"{self.app.name}.{endpoint.name}: {error}") from error
-        for wrap_bind in reversed(ask(self.plugins, "wrap_bind", endpoint=endpoint, service=self)):
-            read = wrap_bind(read)
-        for wrap_call in reversed(ask(self.plugins, "wrap_call", endpoint=endpoint, service=self)):
-            call = wrap_call(call)
+        read = fold(self.plugins, "wrap_bind", read, endpoint=endpoint, service=self)
+        call = fold(self.plugins, "wrap_call", call, endpoint=endpoint, service=self)
 
         async def answer(request: Request) -> Response:
             if not self.health.takes_requests:
@@ -526,10 +526,10 @@ class Service:
                 log.error("response.invalid", endpoint=request.path, problem=str(error))
             response = error.response()
         else:
-            mapped = next((r for map_error in self.error_maps if (r := map_error(error)) is not None), None)
+            mapped = self.failures.mapped(error, self.error_maps)
             response = mapped or json_response({"detail": "Internal Server Error"}, status=500)
             if response.status >= 500:
-                log.error("request.failed", endpoint=request.path, exc_info=error)
+                log.error("request.failed", endpoint=request.path, **self.failures.blame(error), exc_info=error)
             if response.status == 500:
                 response.headers.setdefault("x-fal-error-type", "runner_server_error")
         response.headers.update(getattr(error, "answer_headers", ()))  # what plugins add to its answer
@@ -589,9 +589,8 @@ class Service:
         """The app's whole life, and the plugins' around it."""
         self._new_scope = type(anyio.CancelScope())  # the loop's own class, which anyio would look up each time
         async with AsyncExitStack() as contexts:
-            for context in ask(self.plugins, "lifespan", service=self):
-                await contexts.enter_async_context(context)
-            log.info("plugins.loaded", plugins=list_plugins(self.plugins, own_version=__version__))
+            await entered(contexts, self.plugins, self)
+            log.info("plugins.loaded", plugins=self.plugins.listed(own_version=__version__))
             await contexts.enter_async_context(self.life.lived())
             yield
 
@@ -666,20 +665,15 @@ def _from_outside(request: Request) -> bool:
 def asgi(target: type, settings: Settings | None = None, plugins: Sequence[Any] = ()) -> Service:
     """`target` as a plain ASGI application, lifespan included, for a test or any other server."""
     settings = settings or Settings()
-    manager = load_plugins(settings)
-    for plugin in plugins:
-        manager.register(plugin)
-    manager.check_pending()
+    manager = load_plugins(settings, *plugins)
     app = _described(target, manager)
     if app is None:
         raise ConfigError(f"{target.__name__} is not an app; write class {target.__name__}(runner.App)")
     return assemble(app, settings, manager)
 
 
-def _described(target: type, plugins: pluggy.PluginManager) -> AppSpec | None:
-    if issubclass(target, App):
-        return describe_app(target)
-    app: AppSpec | None = plugins.hook.describe_app(target=target)
+def _described(target: type, plugins: Plugins) -> AppSpec | None:
+    app: AppSpec | None = describe_app(target) if issubclass(target, App) else first(plugins, "describe_app", target=target)
     return app
 
 
@@ -725,7 +719,8 @@ def _print_check(service: Service) -> int:
     for endpoint in service.endpoints:
         kind = "WS  " if endpoint.mark.is_websocket else "POST"
         lines.append(f"{kind} {endpoint.path}  {service.app.name}.{endpoint.name}")
-    lines += [f"plugin {line}" for line in list_plugins(service.plugins, own_version=__version__)]
+    lines += [f"plugin {line}" for line in service.plugins.listed(own_version=__version__)]
+    lines += [f"hook {line}" for line in service.plugins.hooks_listed()]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

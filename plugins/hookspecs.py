@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..schemas.connection import ConnectionProtocol
     from ..schemas.endpoint import Endpoint
     from ..schemas.events import Finished, OnOutput
-    from ..schemas.queue import QueueStore
+    from ..schemas.queue import QueueStore, SignWebhook
     from ..schemas.request import Request
     from ..schemas.response import Response
     from ..schemas.service import BindWrapper, Check, Mount, Route, ServiceView, Wrapper
@@ -29,6 +29,30 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("runner")
 hookimpl = pluggy.HookimplMarker("runner")
+
+# What the order of plugins means to each hook, in the order in which they are asked.
+LAST_WINS = "of several, the last counts"
+OUTERMOST = "the first is outermost"
+ORDER = {
+    "provide_modules": "of one name, the first counts",
+    "describe_app": LAST_WINS,
+    "file_store": LAST_WINS,
+    "type_codec": "for each type, the last that knows it",
+    "wrap_bind": OUTERMOST,
+    "wrap_call": OUTERMOST,
+    "queue_store": LAST_WINS,
+    "register_routes": "of one path, the last counts",
+    "mount_app": "the longest prefix counts",
+    "intercept_requests": "the first sees it first",
+    "response_headers": "all are added",
+    "map_error": "the last that knows it",
+    "health_checks": "all are called",
+    "observe_requests": "all are told",
+    "connection_protocol": LAST_WINS,
+    "observe_output": "all are told",
+    "sign_webhooks": "all are added",
+    "lifespan": "the first is entered first and left last",
+}
 
 
 @hookspec
@@ -179,6 +203,15 @@ def queue_store(service: ServiceView) -> QueueStore | None:
 
     Asked once. The first answer wins, last registered first; ours keeps them below `data_dir`.
     `runner.plugins.queue.contract` has the tests that every store must pass. None: not mine.
+    """
+
+
+@hookspec
+def sign_webhooks(service: ServiceView) -> SignWebhook | None:
+    """Return a function that gives headers for a webhook: `sign(job_id, body)`.
+
+    Asked once; the function is called in a thread before each attempt, so a time in it is fresh. Its
+    headers join those of fal's signature. What it raises fails that attempt. None: no headers.
     """
 
 

@@ -144,8 +144,6 @@ class Reply:
 
     def _headers(self, response: Response, length: int | None) -> RawHeaders:
         request = self._request
-        self.status = response.status
-        self.error_type = response.headers.get("x-fal-error-type")
         headers: RawHeaders = [(b"x-fal-request-id", (request.id or "").encode("latin-1"))]
         if response.media_type == JSON:
             headers.append(JSON_TYPE)
@@ -155,9 +153,19 @@ class Reply:
             headers.append((b"content-length", b"%d" % length))
         for name, value in response.headers.items():
             headers.append((name.encode("latin-1"), value.encode("latin-1")))
-        for added in self._added:
-            headers += added(request)
+        self._add_headers(headers)
+        self.status = response.status
+        self.error_type = response.headers.get("x-fal-error-type")
         return headers
+
+    def _add_headers(self, headers: RawHeaders) -> None:
+        """Add what plugins add. One that fails is left out of the answer that says so."""
+        for added in self._added:
+            try:
+                headers += added(self._request)
+            except Exception:
+                self._added = tuple(other for other in self._added if other is not added)
+                raise
 
     async def _part(self, part: bytes, more: bool) -> None:
         self.bytes_out += len(part)
@@ -167,10 +175,9 @@ class Reply:
     async def _foreign(self, message: Message) -> None:
         """Messages of a Starlette Response on their way out."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
             headers = [*message.get("headers", ()), *self._foreign_headers, (b"x-fal-request-id", (self._request.id or "").encode("latin-1"))]
-            for added in self._added:
-                headers += added(self._request)
+            self._add_headers(headers)
+            self.status = message["status"]
             message = {**message, "headers": headers}
         else:
             self.bytes_out += len(message.get("body", b""))

@@ -34,6 +34,8 @@ def tell_all(observers: Sequence[OnError]) -> OnError | None:
 
     return tell
 
+log = structlog.get_logger("runner")
+
 
 class Outcome(Protocol):
     """What became of a request or a socket: `Reply` and `Wire` know."""
@@ -62,7 +64,8 @@ class Outcome(Protocol):
 class Teller:
     """Tells the observers of one service, on its loop. Owns the tasks that wait for a place to be free."""
 
-    def __init__(self) -> None:
+    def __init__(self, blame: Callable[[BaseException], dict[str, str]] = lambda error: {}) -> None:
+        self._blame = blame  # says whose an error was
         self.observers: tuple[Observe, ...] = ()  # filled in by assembly
         self._waiting: set[asyncio.Task[None]] = set()
 
@@ -104,4 +107,7 @@ class Teller:
             trace=request.trace,
         )
         for observe in self.observers:
-            observe(finished)
+            try:
+                observe(finished)
+            except Exception as error:
+                log.error("plugin.failed", hook="observe_requests", **self._blame(error), exc_info=error)

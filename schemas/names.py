@@ -50,13 +50,24 @@ from .queue import (
     LogLine,
     Priority,
     QueueStore,
+    SignWebhook,
     Unstorable,
     advance_job,
 )
 from .request import Request, current_request
 from .response import EVENTS, JSON, Response, StreamingResponse, json_response
 from .routes import compiled
-from .service import Bind, BindWrapper, Call, Check, Mount, Route, ServiceView, Wrapper
+from .service import (
+    Bind,
+    BindWrapper,
+    Call,
+    Check,
+    FailuresView,
+    Mount,
+    Route,
+    ServiceView,
+    Wrapper,
+)
 from .settings import Settings
 from .storing import (
     PLAIN_ERRAND,
@@ -109,6 +120,7 @@ __all__ = [
     "Download",
     "Endpoint",
     "Errand",
+    "FailuresView",
     "Fault",
     "File",
     "FileData",
@@ -157,6 +169,7 @@ __all__ = [
     "ServiceView",
     "Settings",
     "Shortcuts",
+    "SignWebhook",
     "Source",
     "State",
     "StreamingResponse",

@@ -7,13 +7,14 @@ A store applies it to what it has stored, so of two moves that race only one is 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
 JobHeaders = tuple[tuple[str, str], ...]
 Priority = Literal["normal", "low"]
+SignWebhook = Callable[[str, bytes], Mapping[str, str]]  # the job's id and the body; gives headers
 
 
 class JobState(enum.StrEnum):

@@ -13,7 +13,7 @@ from .codec import Codec
 from .endpoint import Endpoint
 from .events import OnOutput
 from .health import Health
-from .queue import QueueStore
+from .queue import QueueStore, SignWebhook
 from .request import Request
 from .response import Response
 from .settings import Settings
@@ -71,6 +71,19 @@ class RunningView(Protocol):
 
     def cancel(self, request_id: str) -> Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED", "NOT_FOUND"]:
         """Stop the request of this id, for whoever asked for it."""
+        ...
+
+
+class FailuresView(Protocol):
+    """What plugins raised while requests ran."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How often, by plugin."""
+        ...
+
+    def blame(self, error: BaseException) -> dict[str, str]:
+        """Fields for the log: `plugin`, when it was one's code that raised `error`, which is counted then."""
         ...
 
 
@@ -133,8 +146,15 @@ class ServiceView(Protocol):
         ...
 
     @property
+    def failures(self) -> FailuresView: ...
+    @property
     def queue_store(self) -> QueueStore | None:
         """What the hook of that name gave; known before `register_routes` is asked."""
+        ...
+
+    @property
+    def webhook_signers(self) -> tuple[SignWebhook, ...]:
+        """What the hook `sign_webhooks` gave; known before `lifespan` is asked."""
         ...
 
     @property

@@ -1,17 +1,22 @@
-"""Every hook is in docs/hooks.md with its exact signature, and a stranger's plugin can use it."""
+"""Every hook has a page in docs/plugins with its exact signature, and a stranger's plugin can use it."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pluggy
 import pytest
+from pages import DOCS, Reader, fences
 from runner.plugins import hookspecs
+from runner.plugins.queue.contract import StoreContract
 from runner.plugins.registry import BUILT_IN
 from serving import HOUSE, serving, written
 
@@ -38,11 +43,15 @@ def hooks() -> dict[str, str]:
     return found
 
 
-def test_the_page_on_hooks_has_each_with_its_exact_signature() -> None:
-    page = (HOUSE / "docs" / "hooks.md").read_text()
-    sections = dict(re.findall(r"^## (\w+)\n\n```python\n(.*?)\n```", page, re.MULTILINE | re.DOTALL))
+def test_each_hook_has_a_page_with_its_exact_signature() -> None:
+    pages = {page.stem: fences(page)[0].text.strip() for page in (DOCS / "plugins").glob("*.md")}
 
-    assert sections == hooks()
+    assert pages == hooks()
+    assert set(re.findall(r"\(plugins/(\w+)\.md\)", (DOCS / "hooks.md").read_text())) == set(hooks())
+
+
+def test_the_order_of_plugins_is_told_for_every_hook() -> None:
+    assert set(hookspecs.ORDER) == set(hooks())
 
 
 def test_every_hook_says_when_it_is_asked() -> None:
@@ -191,6 +200,10 @@ def queue_store(service):
     return None
 
 @runner.hookimpl
+def sign_webhooks(service):
+    return None
+
+@runner.hookimpl
 def health_checks(service):
     async def look():
         print("looked")
@@ -271,6 +284,58 @@ def test_the_stranger_answers_all_hooks_that_there_are(stranger: Path) -> None:
     assert set(re.findall(r"@runner.hookimpl\ndef (\w+)", source)) == set(hooks())
 
 
+OWN_APPS = ("provide_modules", "describe_app", "type_codec")  # their examples need one that no plugin beside them bears
+
+
+def test_the_example_of_each_hook_works_beside_all_others(tmp_path: Path) -> None:
+    shared = [page for page in sorted((DOCS / "plugins").glob("*.md")) if page.stem not in OWN_APPS]
+    with Reader(tmp_path) as reader:
+        reader.write(fences(DOCS / "hooks.md")[0])
+        blocks = {page.stem: fences(page) for page in shared}
+        plugins = [reader.write(fence).name for found in blocks.values() for fence in found if fence.text.count("@runner.hookimpl")]
+        reader.start("runner app:Greeter --health-seconds 0.05 --allow-private-hosts localhost:9000 " + " ".join(f"--plugin {p}" for p in plugins))
+        assert reader.runner is not None
+        reader.keep()
+        for found in blocks.values():
+            reader.read(found)
+
+        reader.runner.wait_for("health_check.failed", check="maintenance")
+        notice = tmp_path / "runner.url"
+        assert notice.exists()
+        assert reader.runner.stop() == 0
+        assert not notice.exists()
+        assert not (tmp_path / ".runner" / "queue").exists()
+
+
+class TestTheStoreOfTheExample(StoreContract):
+    """It passes what every store must pass; all of it lives in one process, so opening it again gives the same."""
+
+    @pytest.fixture
+    def reopen(self, tmp_path: Path) -> Callable[[], Any]:
+        (source,) = [fence for fence in fences(DOCS / "plugins" / "queue_store.md") if "title" in fence.attributes]
+        scope: dict[str, Any] = {}
+        exec(compile(source.text, source.place, "exec"), scope)
+        store = scope["Memory"]()
+        return lambda: store
+
+
+@pytest.mark.parametrize("hook", OWN_APPS)
+def test_the_example_that_brings_its_own_app_works(tmp_path: Path, hook: str) -> None:
+    with Reader(tmp_path) as reader:
+        reader.read(fences(DOCS / "plugins" / f"{hook}.md"))
+
+
+AROUND = """
+import contextlib
+@contextlib.asynccontextmanager
+async def around():
+    raise OSError("no port")
+    yield
+@runner.hookimpl
+def lifespan(): return around()
+"""
+
+
 @pytest.mark.parametrize(
     ("source", "told"),
     [
@@ -280,19 +345,176 @@ def test_the_stranger_answers_all_hooks_that_there_are(stranger: Path) -> None:
         ("@runner.hookimpl\ndef register_routes(service): raise ValueError('no')", "its hook register_routes failed with ValueError('no')"),
         ("@runner.hookimpl\nasync def wrap_call(endpoint): ...", "its hook wrap_call is async; write def"),
         ("this is no python", "invalid syntax"),
+        ("def wrap_call(): ...", "answers no hook; put @runner.hookimpl on a function"),
+        ("raise ValueError('no disk')", "could not be loaded: ValueError: no disk (broken.py, line 2)"),
+        ("import not_there", "could not be loaded: ModuleNotFoundError: No module named 'not_there'"),
+        ("@runner.hookimpl\ndef type_codec(type): raise ValueError('no')", "its hook type_codec failed with ValueError('no')"),
+        ("@runner.hookimpl\ndef queue_store(service): raise ValueError('no')", "its hook queue_store failed with"),
+        ("@runner.hookimpl\ndef wrap_call(): return lambda call: None", "what its hook wrap_call returned gave NoneType"),
+        ("@runner.hookimpl\ndef wrap_call(): return lambda call: 1 / 0", "what its hook wrap_call returned failed with ZeroDivisionError"),
+        ("@runner.hookimpl\ndef intercept_requests(): return 1", "its hook intercept_requests gave int; it returns a function"),
+        (AROUND, "its lifespan failed on entering with OSError('no port')"),
     ],
 )
-def test_a_broken_plugin_stops_the_start_and_is_named(tmp_path: Path, source: str, told: str) -> None:
+async def test_a_broken_plugin_stops_the_start_and_is_named(tmp_path: Path, source: str, told: str) -> None:
+    class Plain(runner.App):
+        @runner.endpoint("/")
+        def run(self, name: str = "you") -> str:
+            return name
+
+    plugin = str(written(tmp_path, f"import runner\n{source}\n", "broken.py"))
+    with pytest.raises(runner.ConfigError) as stopped:
+        async with runner.asgi(Plain, runner.Settings(plugin=[plugin], data_dir=str(tmp_path / "data"))).running():
+            raise AssertionError("it started")
+
+    assert told in str(stopped.value)
+    assert f"plugin {plugin}" in str(stopped.value)
+
+
+@pytest.mark.parametrize("source", ["import not_there", "@runner.hookimpl\ndef lifespan(): raise OSError('no port')", AROUND])
+def test_what_is_wrong_with_a_plugin_is_one_line_and_exit_code_2(tmp_path: Path, source: str) -> None:
     app = written(tmp_path, APP)
     written(tmp_path, f"import runner\n{source}\n", "broken.py")
     done = subprocess.run(
-        [sys.executable, HOUSE / "runner.py", app, "--plugin", "broken.py", "--port", "0"],
+        [sys.executable, HOUSE / "runner.py", app, "--plugin", "broken.py", "--port", "0", "--log-level", "error"],
         cwd=tmp_path, capture_output=True, text=True, timeout=30,
     )  # fmt: skip
 
-    assert told in done.stderr
-    assert "broken" in done.stderr
-    assert done.returncode == 2
+    assert (done.returncode, done.stderr.count("\n"), done.stderr[:24]) == (2, 1, "runner: plugin broken.py")
+
+
+FAILING = """
+import runner
+
+def raising(*arguments, **named):
+    raise ZeroDivisionError("the plugin's")
+
+def on(name, function):
+    return lambda request, *more: raising() if request.headers.get("x-fail") == name else function(request, *more)
+
+@runner.hookimpl
+def intercept_requests(service):
+    return on("intercept", lambda request: None)
+
+@runner.hookimpl
+def response_headers(service):
+    return on("headers", lambda request: [(b"x-well", b"yes")])
+
+@runner.hookimpl
+def wrap_bind(endpoint):
+    return lambda bind: on("bind", bind)
+
+@runner.hookimpl
+def wrap_call(endpoint):
+    return lambda call: on("call", call)
+
+@runner.hookimpl
+def register_routes(service):
+    return [runner.Route(method="GET", path="/own", answer=on("route", lambda request: runner.Response("well")))]
+
+@runner.hookimpl
+def map_error(service):
+    return lambda error: raising() if isinstance(error, LookupError) else None
+
+@runner.hookimpl
+def observe_requests(service):
+    return lambda finished: raising() if finished.path == "/seen" else None
+"""
+
+
+def test_a_plugin_that_raises_in_a_request_fails_that_request_and_is_named_and_counted(tmp_path: Path) -> None:
+    app = written(tmp_path, APP + """
+    @runner.endpoint("/own-fault")
+    def own_fault(self) -> str:
+        return 1 / 0
+    @runner.endpoint("/seen")
+    def seen(self) -> str:
+        return "seen"
+    @runner.endpoint("/items")
+    def items(self):
+        yield from "ab"
+""")
+    plugin = str(written(tmp_path, FAILING, "failing.py"))
+    with serving(app, "--plugin", plugin) as served:
+        for times, (name, path) in enumerate([("intercept", "/"), ("headers", "/"), ("bind", "/"), ("call", "/")], 1):
+            failed = served.post(path, headers={"x-fail": name})
+            assert (failed.status_code, failed.json()) == (500, {"detail": "Internal Server Error"}), name
+            assert "ZeroDivisionError: the plugin's" in served.wait_for("request.failed", plugin=plugin, times=times)["exception"]
+            assert served.post("/?name=next").json() == "next"
+        assert served.get("/own", headers={"x-fail": "route"}).status_code == 500
+        served.wait_for("request.failed", plugin=plugin, times=5)
+
+        assert served.post("/?name=odd").status_code == 500
+        served.wait_for("plugin.failed", hook="map_error", plugin=plugin)
+        assert "plugin" not in served.wait_for("request.failed", times=6), "it was the app that raised LookupError"
+        assert served.post("/seen").json() == "seen"
+        served.wait_for("plugin.failed", hook="observe_requests", plugin=plugin)
+        served.wait_for("request.finished", path="/seen")
+        assert served.post("/own-fault").status_code == 500
+        assert "plugin" not in served.wait_for("request.failed", endpoint="/own-fault")
+        assert served.post("/items", headers={"x-fail": "headers"}).status_code == 500
+        assert served.post("/items").text == 'data: "a"\n\ndata: "b"\n\n'
+        assert f'runner_plugin_failures_total{{plugin="{plugin}"}} 8.0' in served.get("/metrics").text
+
+
+def test_an_installed_plugin_is_found_named_and_can_be_left_out(tmp_path: Path) -> None:
+    app = written(tmp_path, APP)
+    written(tmp_path, "import runner\nclass Plugin:\n    @runner.hookimpl\n    def mount_app(self): return [runner.Mount(prefix='/x')]\n", "parcel.py")
+    for name, target in (("parcel", "parcel:Plugin"), ("hollow", "nowhere:Plugin")):
+        metadata = tmp_path / name / f"{name}-4.5.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 4.5\n")
+        (metadata / "entry_points.txt").write_text(f"[runner]\n{name} = {target}\n")
+
+    def checked(*arguments: str, also: str = "") -> tuple[int, str]:
+        path = f"{tmp_path}:{tmp_path / 'parcel'}{also}"
+        done = subprocess.run(
+            [sys.executable, HOUSE / "runner.py", app, "--check", *arguments], env=os.environ | {"PYTHONPATH": path},
+            capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    assert "\nplugin parcel 4.5 (mount_app)\n" in checked()[1]
+    without = checked("--no-plugin", "parcel", "--plugin", "parcel:Plugin")[1]
+    assert "\nplugin parcel 4.5" not in without
+    assert "\nplugin parcel:Plugin ? (mount_app)\n" in without
+    code, told = checked(also=f":{tmp_path / 'hollow'}")
+    assert (code, "plugin hollow could not be loaded: ModuleNotFoundError: No module named 'nowhere'" in told) == (2, True), told
+
+
+def test_objects_are_plugins_too_also_two_of_one_class() -> None:
+    class Mounted:
+        def __init__(self, prefix: str) -> None:
+            self.prefix = prefix
+
+        @runner.hookimpl
+        def mount_app(self) -> list[runner.Mount]:
+            return [runner.Mount(prefix=self.prefix)]
+
+    class Plain(runner.App):
+        @runner.endpoint("/")
+        def run(self) -> str:
+            return "plain"
+
+    service = runner.asgi(Plain, plugins=[Mounted("/one"), Mounted("/two")])
+
+    (mounts,) = [line for line in service.plugins.hooks_listed() if line.startswith("mount_app: ")]
+    assert mounts.endswith("Mounted, Mounted-1 (the longest prefix counts)")
+
+
+def test_check_tells_who_answers_each_hook_in_which_order(tmp_path: Path) -> None:
+    app = written(tmp_path, APP)
+    for name in ("outer", "inner"):
+        written(tmp_path, "import runner\n@runner.hookimpl\ndef wrap_call(): return lambda call: call\n", f"{name}.py")
+    done = subprocess.run(
+        [sys.executable, HOUSE / "runner.py", app, "--check", "--plugin", "outer.py", "--plugin", "inner.py"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+
+    lines = done.stdout.splitlines()
+    (wraps,) = [line for line in lines if line.startswith("hook wrap_call: ")]
+    assert wraps.endswith(", outer.py, inner.py (the first is outermost)")
+    assert [line.split()[1] for line in lines if line.startswith("plugin ")][-2:] == ["outer.py", "inner.py"]
 
 
 def test_a_built_in_plugin_can_be_left_out(tmp_path: Path) -> None:

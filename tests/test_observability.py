@@ -26,6 +26,7 @@ import structlog
 from runner.plugins import hookspecs, observability
 from runner.plugins.logs import channel
 from runner.plugins.observability import Journal, configure_logging
+from runner.plugins.registry import Failures
 from runner.schemas.events import Finished, Stopped
 from runner.schemas.request import Request, enter_request
 from runner.schemas.service import ServiceView
@@ -49,6 +50,7 @@ class Service:
     def __init__(self) -> None:
         self.settings = Settings()
         self.output_observers = ()
+        self.failures = Failures(pluggy.PluginManager("runner"), "app")
 
 
 def a_service() -> ServiceView:

@@ -118,6 +118,7 @@ class Runner:
         streams = sum(request.streams for request in here)
         yield gauge("runner_streams_open", "Streams that go on: of events, and sockets.", ["kind"], {"events": streams, "socket": sockets})
         yield gauge("runner_loop_lag_seconds", "How late the event loop came back, at worst since the last reading.", [], {(): self._lag()})
+        yield counter("runner_plugin_failures", "What plugins raised while requests ran.", ["plugin"], service.failures.counts)
         if service.depot is not None:
             ways = {**service.depot.traffic.bytes, "served": self._counts.served}
             help = "Bytes of files: fetched for inputs, made as outputs, uploaded by callers, served to them."

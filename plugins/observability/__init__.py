@@ -66,6 +66,7 @@ def lifespan(service: ServiceView) -> AbstractAsyncContextManager[None]:
 async def _observed(service: ServiceView) -> AsyncIterator[None]:
     journal, settings = journal_of(service), service.settings
     journal.output.listeners.extend(service.output_observers)
+    journal.output.blame = service.failures.blame
     if channel.is_open:
         take_structlog()  # anew: some packages, fal's among them, turn it to themselves when imported, and drop what is below a warning
     ours = not (channel.is_open or structlog.is_configured())  # no `main`: another server carries us

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -32,6 +32,7 @@ class Output:
 
     def __init__(self) -> None:
         self.listeners: list[OnOutput] = []
+        self.blame: Callable[[BaseException], dict[str, str]] = lambda error: {}
         self._begun: dict[tuple[Stream, str | None, int], str] = {}
         self._here = threading.local()  # .inside: this thread is logging a line right now
         self._process = self._last_process = os.getpid()
@@ -108,7 +109,7 @@ class Output:
             try:
                 listener(request_id, stream, text, time.time())
             except Exception as error:
-                channel.logger().error("output.listener_failed", exc_info=error)
+                channel.logger().error("output.listener_failed", **self.blame(error), exc_info=error)
 
 
 def logged_text(event: Mapping[str, Any]) -> str:

@@ -104,8 +104,9 @@ async def running(service: ServiceView) -> AsyncIterator[None]:
                 Webhooks,
             )
 
-            allowed = service.settings.allow_private_hosts
-            started.append(Webhooks(dispatcher.store, Keys(signing_key_of(service)), allowed_hosts=allowed))
+            allowed, signers, blame = service.settings.allow_private_hosts, service.webhook_signers, service.failures.blame
+            keys = Keys(signing_key_of(service))
+            started.append(Webhooks(dispatcher.store, keys, allowed_hosts=allowed, signers=signers, blame=blame))
             delivering.append(asyncio.get_running_loop().create_task(started[0].deliver()))
         started[0].look()
 

@@ -30,7 +30,15 @@ import anyio
 import msgspec
 
 from ...schemas.files import Unfetchable
-from ...schemas.queue import Delivery, Job, JobOutcome, JobState, QueueStore, Unstorable
+from ...schemas.queue import (
+    Delivery,
+    Job,
+    JobOutcome,
+    JobState,
+    QueueStore,
+    SignWebhook,
+    Unstorable,
+)
 from ..addresses import addresses_of, canonical_host, host_and_port, is_address, is_public
 from ..logs import get_logger
 
@@ -95,10 +103,13 @@ class Webhooks:
         keys: Keys,
         *,
         allowed_hosts: Iterable[str] = (),
+        signers: Iterable[SignWebhook] = (),
+        blame: Callable[[BaseException], dict[str, str]] = lambda error: {},
         tls: ssl.SSLContext | None = None,
         pause: Callable[[int], float] = pause,
     ) -> None:
         self._store, self._keys, self._tls, self._pause = store, keys, tls, pause
+        self._signers, self._blame = tuple(signers), blame
         self._allowed = frozenset(map(host_and_port, allowed_hosts))
         self._news = asyncio.Event()
         self._under_way: set[str] = set()
@@ -149,6 +160,7 @@ class Webhooks:
             await self._store.delivered(delivery.id)
             return
         body = body_of(job, outcome)
+        whose: dict[str, str] = {}
         try:
             headers = await anyio.to_thread.run_sync(self._headers, job.id, body)
             status = await anyio.to_thread.run_sync(self._post, delivery.url, headers, body, abandon_on_cancel=True)
@@ -156,19 +168,19 @@ class Webhooks:
             is_final = 400 <= status < 500 and status not in WORTH_A_RETRY
         except Unfetchable as error:
             problem, is_final = str(error), False
-        except (OSError, ImportError, http.client.HTTPException) as error:
-            problem, is_final = f"{type(error).__name__}: {error}", False
+        except Exception as error:  # of the network, of a missing package, or of a plugin that signs
+            problem, is_final, whose = f"{type(error).__name__}: {error}", False, self._blame(error)
         attempts = delivery.attempts + 1
         if not problem:
             await self._store.delivered(job.id)
             log.info("webhook.delivered", request_id=job.id, attempts=attempts)
         elif is_final or attempts >= ATTEMPTS:
-            log.error("webhook.given_up", request_id=job.id, attempts=attempts, problem=problem)
+            log.error("webhook.given_up", request_id=job.id, attempts=attempts, problem=problem, **whose)
             await self._store.delivered(job.id)
         else:
             seconds = self._pause(attempts)
             await self._store.deliver_later(job.id, time.time() + seconds)
-            log.warning("webhook.failed", request_id=job.id, attempts=attempts, problem=problem, seconds=round(seconds, 1))
+            log.warning("webhook.failed", request_id=job.id, attempts=attempts, problem=problem, seconds=round(seconds, 1), **whose)
 
     def _headers(self, id: str, body: bytes) -> dict[str, str]:
         when = str(int(time.time()))
@@ -181,6 +193,7 @@ class Webhooks:
             "X-Fal-Webhook-User-Id": USER_ID,
             "X-Fal-Webhook-Timestamp": when,
             "X-Fal-Webhook-Signature": self._keys.sign(signed),
+            **{name: value for sign in self._signers for name, value in sign(id, body).items()},
         }
 
     def _post(self, url: str, headers: dict[str, str], body: bytes) -> int:

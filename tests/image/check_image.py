@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from pages import DOCS, fences
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("RUNNER_IMAGE_CACHE", "/var/tmp/onerunner-image"))
@@ -263,6 +264,28 @@ def test_sigterm_ends_it_when_it_is_process_1(image: str, container: str, port: 
 
     assert seen_by_itself == "1"
     assert code == 0, log.read_text()[-4000:]
+
+
+def test_an_image_made_as_the_guide_says_serves_its_app(image: str, port: int, tmp_path: Path) -> None:
+    for fence in fences(DOCS / "deploying.md"):
+        if (name := fence.attributes.get("title")) in ("Dockerfile", "app.py", "requirements.txt"):
+            (tmp_path / name).write_text(fence.text.replace("FROM runner\n", f"FROM {image}\n"))
+    derived = "localhost/onerunner:guide"
+    buildah("bud", "--isolation", "chroot", "--format", "docker", "--tag", derived, tmp_path)
+    container = buildah("from", derived)
+    try:
+        config = described(derived)["Docker"]["config"]
+        env = [f"--env=RUNNER_PORT={port}"]
+        command = [*BUILDAH, "run", "--isolation", "chroot", *env, container, "--", *config["Entrypoint"], *config["Cmd"]]
+        with running(command, tmp_path / "log") as process:
+            until_ready(port, process, tmp_path / "log")
+            assert fetch(port, "/", {"name": "image"}) == "hello image"
+            os.kill(served_by(process.pid), signal.SIGTERM)
+            assert process.wait(STOP_SECONDS) == 0
+        assert config["User"] == "runner"
+    finally:
+        buildah("rm", container)
+        buildah("rmi", derived)
 
 
 def test_arguments_after_the_image_reach_the_runner(image: str, container: str, port: int, tmp_path: Path) -> None:

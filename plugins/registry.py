@@ -235,7 +235,7 @@ class Failures:
     """What plugins raised while requests ran, by plugin. Owned by the service; `/metrics` reads `counts`."""
 
     def __init__(self, plugins: pluggy.PluginManager, app: str) -> None:
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter({name: 0 for name, _ in plugins.list_name_plugin()})
         self._plugins, self._app = plugins, app
 
     def blame(self, error: BaseException) -> dict[str, str]:

@@ -67,7 +67,7 @@ def test_a_part_of_a_class_is_one_that_can_be_served(fence: Fence) -> None:
 
 
 def test_every_block_says_what_it_is() -> None:
-    languages = {"sh", "python", "text", "json", "toml", "yaml", "dockerfile", "js", "http"}
+    languages = {"sh", "python", "text", "json", "toml", "yaml", "dockerfile", "js", "http", "mermaid"}
     for block in [block for blocks in BLOCKS.values() for block in blocks]:
         assert block.language in languages | {""}, f"{block.place}: a block of {block.language!r}"
         assert set(block.attributes) <= {"title", "exit", "unrun"}, block.place

@@ -31,9 +31,11 @@ BASE = "/queue/local/slow"
 
 
 def test_behaviour_44_killed_at_random_moments_no_job_is_lost_and_none_runs_twice_that_may_not(tmp_path: Path) -> None:
-    outcomes = crash(tmp_path, rounds=25, seed=44)
+    outcomes = crash(tmp_path, rounds=200, seed=44)
 
     assert outcomes["done"] > 0
+    assert outcomes["done the second time"] > 0
+    assert outcomes["lost with the process"] > 0
 
 
 def test_behaviour_44_what_ran_when_the_process_died_ends_as_its_endpoint_says(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class Plugin:
         self._service = service
 
         def answer(request: Request) -> Response:
+            request.quiet = True
             body, media_type = self._read()
             return Response(body, media_type=media_type)
 

@@ -35,7 +35,6 @@ from ..schemas.service import ServiceView
 from .hookspecs import hookimpl
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 BATCH_SECONDS = 0.01  # at most so late is a request's line
 BATCH_LINES = 128  # written in one go, about 0.2 ms; then the loop gets its turn
 LINE_LIMIT = 64 * 1024  # characters kept of a line that never ends
@@ -136,7 +135,7 @@ def access_line(when: float, record: Finished) -> AccessLine:
     """Called for every request: the plain case comes first and is the short one."""
     line = AccessLine(
         timestamp=datetime.fromtimestamp(when, UTC),
-        level="debug" if record.endpoint is None and record.path in PROBES else "info",
+        level="debug" if record.quiet else "info",
         event="request.finished",
         request_id=record.request_id,
         method=record.method,
@@ -224,7 +223,7 @@ class Console:
             self._second = second
             self._clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
         path, endpoint, status = record.path, record.endpoint, record.status
-        level = "debug    " if endpoint is None and path in PROBES else "info     "
+        level = "debug    " if record.quiet else "info     "
         told = f"ms={int(record.seconds * 100_000 + 0.5) / 100} bytes={record.bytes_out}"
         if record.waited >= 0.0005:
             told += f" waited_ms={_ms(record.waited)}"
@@ -485,7 +484,7 @@ def write_access(renderer: Json | Console, batch: list[tuple[float, Finished]]) 
     if renderer.level > logging.INFO:
         return
     if renderer.level > logging.DEBUG:
-        batch = [b for b in batch if b[1].endpoint is not None or b[1].path not in PROBES]
+        batch = [b for b in batch if not b[1].quiet]
     if batch:
         Terminal().msg(renderer.access(batch))
 

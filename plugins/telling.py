@@ -77,6 +77,7 @@ class Teller:
             error_type="client_disconnected" if gone else outcome.error_type,
             stopped=stopped,
             items=outcome.items,
+            quiet=request.quiet,
             ended=outcome.why,
         )
         for observe in self.observers:

@@ -82,6 +82,7 @@ class Request:
         # if it raises.
         self.begin: Callable[[], Awaitable[None]] | None = None
         self.from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
+        self.quiet = False  # one of many that only look: its access line is for debugging
         self.log: Any = None  # its EventLog, for requests that keep one
         self.shortcuts: Shortcuts | None = None  # past ASGI, when a protocol of ours has it on a connection
         self._first: dict[bytes, bytes] | None = None

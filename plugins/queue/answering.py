@@ -136,10 +136,8 @@ class Answers:
             return json_response(NO_SUCH_REQUEST, status=404)
         request.id = live.job.id
         if match["what"] == "status":
-            logs = live.logs if _wants_logs(request) else []
-            status = self._status(request, live.job, logs)
-            if live.job.state is JobState.RUNNING and (progress := live.progress()) is not None:
-                status["progress"] = progress
+            request.quiet = True
+            status = self._status(request, live, live.logs if _wants_logs(request) else [])
             return json_response(status, status=200 if live.job.is_over else 202)
         if match["what"] == "status/stream":
             events = self._events(request, live, logs=_wants_logs(request))
@@ -175,11 +173,14 @@ class Answers:
         before = path[:at].removeprefix(request.scope.get("root_path", "")) if at > 0 else ""
         return f"{self._origins.of(request)}{before}/{self._app_id}"
 
-    def _status(self, request: Request, job: Job, logs: list[LogLine]) -> dict[str, Any]:
+    def _status(self, request: Request, live: Live, logs: list[LogLine]) -> dict[str, Any]:
+        job = live.job
         told = self._told(request, job)
         if job.state is JobState.WAITING:
             return told
         told["logs"] = logs
+        if (progress := live.progress()) is not None:
+            told["progress"] = progress
         if job.is_over:
             seconds = job.ended - job.began if job.ended is not None and job.began is not None else 0.0
             told["metrics"] = {"inference_time": round(max(0.0, seconds), 6)}
@@ -191,8 +192,8 @@ class Answers:
         """The status after every change; each log line once, since the clients append them (contract 7.5)."""
         news = self._dispatcher.watch(live)
         try:
-            async for job, lines in news:
-                status = msgspec.to_builtins(self._status(request, job, lines if logs else []))
+            async for lines in news:
+                status = msgspec.to_builtins(self._status(request, live, lines if logs else []))
                 yield f"data: {json.dumps(status)}\n\n".encode()
         finally:
             await news.aclose()

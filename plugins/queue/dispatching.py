@@ -82,17 +82,20 @@ class Live:
 
     def event_log(self) -> EventLog:
         if self.log is None:
-            self.log = EventLog(self.job.id)
+            self.log = EventLog(self.job.id, on_latest=self.changed)
             self.log.append("queued")
         return self.log
 
     def progress(self) -> Any:
-        """How far it is, as the app told last; None when it did not."""
-        if self.log is None:
+        """How far the attempt that runs is, as the app told last; None when it did not."""
+        if self.log is None or self.job.state is not JobState.RUNNING:
             return None
-        events = self.log.since(max(0, self.log.last - PROGRESS_WITHIN))
-        told = (msgspec.json.decode(event.data) for event in reversed(events) if event.kind == "progress")
-        return next((progress for progress in told if "done" in progress), None)
+        for event in reversed(self.log.since(max(0, self.log.last - PROGRESS_WITHIN))):
+            if event.kind == "started":
+                return None
+            if event.kind == "progress" and "done" in (told := msgspec.json.decode(event.data)):
+                return told
+        return None
 
     def changed(self) -> None:
         for watcher in self.watchers:
@@ -118,10 +121,11 @@ class Dispatcher:
         self._opening = anyio.Lock()
         self._is_open = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._unavailable = ""  # why the store could not be opened
         self.on_open: Callable[[], object] = lambda: None  # told when the store is open
         self.on_over: Callable[[Job], object] = lambda job: None  # told of every end
         self._ended = dict.fromkeys(sorted(ENDS), 0)  # how many jobs, since the start
-        self._waited = 0.0  # seconds, by those that have begun since the start
+        self._begun, self._waited = 0, 0.0  # attempts since the start, and seconds from submit to each
 
     # --- from start to stop
 
@@ -155,8 +159,11 @@ class Dispatcher:
         """Open the store and recover its jobs, unless that was done. Raises Unstorable."""
         async with self._opening:
             if not self._is_open:
-                jobs = await self.store.open()
-                await self._recover(jobs)
+                try:
+                    await self._recover(await self.store.open())
+                except Unstorable as error:
+                    self._unavailable = str(error)
+                    raise
                 self._is_open = True
                 self._keep(self._sweep_now_and_then())
                 self.on_open()
@@ -176,6 +183,16 @@ class Dispatcher:
                     told = str(error)
                     log.warning("queue.unavailable", problem=told)
             await asyncio.sleep(UNSTORABLE_SECONDS)
+
+    async def check(self) -> str | None:
+        """What keeps new jobs from being kept, or None. Nothing does before the first one was submitted."""
+        if not self._is_open:
+            return self._unavailable or None
+        try:
+            await self.store.check()
+        except Unstorable as error:
+            return str(error)
+        return None
 
     async def _recover(self, jobs: Sequence[Job]) -> None:
         """Settle what ran when the last process died; let wait what waited."""
@@ -268,7 +285,8 @@ class Dispatcher:
     def tally(self) -> dict[str, float]:
         """For `/health` and `/metrics`: who waits and runs now, and how jobs ended since the start."""
         ended = {f"{state}_total": float(count) for state, count in self._ended.items()}
-        return {"waiting": self.waiting(), "running": self.running_count(), **ended, "waited_seconds_total": round(self._waited, 3)}
+        now = {"waiting": self.waiting(), "running": self.running_count()}
+        return {**now, **ended, "begun_total": self._begun, "waited_seconds_total": round(self._waited, 3)}
 
     def position(self, job: Job) -> int:
         """How many begin before `job` does, 0 for the next."""
@@ -281,8 +299,8 @@ class Dispatcher:
         mean = self._seconds.get(job.path)
         return None if mean is None else round((self.position(job) + 1) * mean / self._places, 3)
 
-    async def watch(self, live: Live) -> AsyncGenerator[tuple[Job, list[LogLine]], None]:
-        """The job now and after every change, with the lines it has logged since. The last one is its end."""
+    async def watch(self, live: Live) -> AsyncGenerator[list[LogLine], None]:
+        """Now and after every change or progress of the job: the lines it has logged since. The last time is its end."""
         news, told, shown = asyncio.Event(), 0, None
         live.watchers.add(news)
         self._watched.add(live)
@@ -290,10 +308,10 @@ class Dispatcher:
             while True:
                 news.clear()
                 job, lines = live.job, live.logs[told:]
-                state = (job.state, job.attempts, None if job.is_over else self.position(job))
+                state = (job.state, job.attempts, None if job.is_over else self.position(job), live.progress())
                 if lines or state != shown:
                     told, shown = told + len(lines), state
-                    yield job, lines
+                    yield lines
                 if job.is_over:
                     return
                 await news.wait()
@@ -399,6 +417,7 @@ class Dispatcher:
                 if not await self._change(live, JobChange(move=JobMove.BEGIN, at=self._clock())):
                     raise Refused
                 self._waited += max(0.0, self._clock() - live.job.submitted)
+                self._begun += 1
             except (Refused, Unstorable) as error:
                 trouble.append(error)
                 raise RequestCancelled from error  # nobody reads the answer

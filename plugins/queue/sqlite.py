@@ -264,6 +264,17 @@ class SqliteStore:
             await self._do(lambda _: self._make_reserve())
         return count
 
+    async def check(self) -> None:
+        def write(connection: sqlite3.Connection) -> None:
+            if self._is_full:
+                self._make_reserve()
+            left = os.statvfs(self._folder)
+            if left.f_bavail * left.f_frsize < RESERVE_BYTES:
+                raise Unstorable(f"less than {RESERVE_BYTES >> 20} MiB are left: {self._folder}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+
+        await self._do(write)
+
     async def close(self) -> None:
         if self._thread is not None:
             self._asked.put(None)

@@ -49,6 +49,7 @@ from .queue import (
     LogLine,
     Priority,
     QueueStore,
+    StoreTaken,
     Unstorable,
     advance_job,
 )
@@ -151,6 +152,7 @@ __all__ = [
     "Shortcuts",
     "Source",
     "State",
+    "StoreTaken",
     "StreamingResponse",
     "Tokens",
     "Unfetchable",

@@ -20,17 +20,17 @@ def reopen(tmp_path: Path) -> Iterator[Reopen]:
 
     def make() -> SqliteStore:
         for store in opened:
-            if store._lock is not None:
-                os.close(store._lock)
-                store._lock = None
+            if (lock := store._committer._lock) is not None:
+                os.close(lock)
+                store._committer._lock = None
         opened.append(SqliteStore(tmp_path / "queue"))
         return opened[-1]
 
     yield make
     for store in opened:
-        store._asked.put(None)
-        if store._thread is not None:
-            store._thread.join()
+        store._committer._asked.put(None)
+        if (thread := store._committer._thread) is not None:
+            thread.join()
 
 
 class TestSqlite(StoreContract):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 from uuid import uuid4
@@ -21,7 +21,8 @@ from ...schemas.request import Request
 from ...schemas.response import EVENTS, Response, json_response
 from ...schemas.routes import compiled
 from ...schemas.service import Route, ServiceView
-from .dispatching import Dispatcher, Live
+from .dispatching import Dispatcher
+from .live import Live
 from .retries import wanted
 
 LONGEST_ID = 100
@@ -173,7 +174,7 @@ class Answers:
         before = path[:at].removeprefix(request.scope.get("root_path", "")) if at > 0 else ""
         return f"{self._origins.of(request)}{before}/{self._app_id}"
 
-    def _status(self, request: Request, live: Live, logs: list[LogLine]) -> dict[str, Any]:
+    def _status(self, request: Request, live: Live, logs: Sequence[LogLine]) -> dict[str, Any]:
         job = live.job
         told = self._told(request, job)
         if job.state is JobState.WAITING:

@@ -17,16 +17,13 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 from typing import Any, Literal
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import anyio
 import msgspec
 import structlog
 
-from ...schemas.asgi import Message, Scope
 from ...schemas.health import State
 from ...schemas.problems import RequestCancelled, ServerError, stopped_problem
 from ...schemas.queue import (
@@ -46,15 +43,15 @@ from ...schemas.routes import compiled
 from ...schemas.service import ServiceView
 from ..cancellation import Token
 from ..eventlog import EventLog
+from .attempt import Answer, internal_error, lost, problem_of, scope_of
 from .line import Line
+from .live import Live
 from .retries import CRASHES, is_tried_again, may_run_after_crash, pause
 
 log = structlog.get_logger("runner.queue")
 
 RECENT = 1000  # ended jobs that are kept at hand, so that the last polls cost no look into the store
-LOG_LINES = 10_000  # kept of one job
 LINES_AT_HAND = 200  # of an ended job; one with more is looked up in the store
-PROGRESS_WITHIN = 100  # newest events, among which a status looks for progress
 UNSTORABLE_SECONDS = 1.0  # until the next try at what the store refused
 SWEEP_SECONDS = 60.0
 LET_GO_SECONDS = 3600.0  # for which a result is there that its caller wanted not to be kept (contract 7.7)
@@ -69,39 +66,6 @@ class Refused(Exception):
     """The store does not let this attempt begin: the job ended in the same moment."""
 
 
-class Live:
-    """One job as this process sees it: what was last stored of it, and who looks at it."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.logs: list[LogLine] = []
-        self.request: Request | None = None  # of the attempt that is under way
-        self.timer: asyncio.TimerHandle | None = None  # its start timeout
-        self.watchers: set[asyncio.Event] = set()
-        self.log: EventLog | None = None  # made when somebody reads it, or when the job is on its way
-
-    def event_log(self) -> EventLog:
-        if self.log is None:
-            self.log = EventLog(self.job.id, on_latest=self.changed)
-            self.log.append("queued")
-        return self.log
-
-    def progress(self) -> Any:
-        """How far the attempt that runs is, as the app told last; None when it did not."""
-        if self.log is None or self.job.state is not JobState.RUNNING:
-            return None
-        for event in reversed(self.log.since(max(0, self.log.last - PROGRESS_WITHIN))):
-            if event.kind == "started":
-                return None
-            if event.kind == "progress" and "done" in (told := msgspec.json.decode(event.data)):
-                return told
-        return None
-
-    def changed(self) -> None:
-        for watcher in self.watchers:
-            watcher.set()
-
-
 class Dispatcher:
     """The owner of all jobs that are not over. Lives on the event loop, between `running()`'s ends."""
 
@@ -112,6 +76,7 @@ class Dispatcher:
         self._live: dict[str, Live] = {}
         self._line = Line(clock)
         self._watched: set[Live] = set()
+        self._running = 0
         self._out: set[str] = set()  # taken out of the line, on their way through a place
         self._recent: OrderedDict[str, Live] = OrderedDict()
         self._seconds: dict[str, float] = {}  # a run of each path takes, in the mean
@@ -280,7 +245,7 @@ class Dispatcher:
         return len(self._live) - self.running_count()
 
     def running_count(self) -> int:
-        return sum(1 for id in self._out if (live := self._live.get(id)) is not None and live.job.state is JobState.RUNNING)
+        return self._running
 
     def tally(self) -> dict[str, float]:
         """For `/health` and `/metrics`: who waits and runs now, and how jobs ended since the start."""
@@ -299,10 +264,10 @@ class Dispatcher:
         mean = self._seconds.get(job.path)
         return None if mean is None else round((self.position(job) + 1) * mean / self._places, 3)
 
-    async def watch(self, live: Live) -> AsyncGenerator[list[LogLine], None]:
+    async def watch(self, live: Live) -> AsyncGenerator[Sequence[LogLine], None]:
         """Now and after every change or progress of the job: the lines it has logged since. The last time is its end."""
         news, told, shown = asyncio.Event(), 0, None
-        live.watchers.add(news)
+        live.watched_by(news)
         self._watched.add(live)
         try:
             while True:
@@ -316,7 +281,7 @@ class Dispatcher:
                     return
                 await news.wait()
         finally:
-            live.watchers.discard(news)
+            live.left_by(news)
             if not live.watchers:
                 self._watched.discard(live)
 
@@ -327,14 +292,7 @@ class Dispatcher:
     def on_output(self, id: str | None, stream: str, line: str, when: float) -> None:
         """A line that the app printed; called in the thread that did."""
         live = self._live.get(id) if id is not None else None
-        if live is None or len(live.logs) > LOG_LINES:
-            return
-        told = line if len(live.logs) < LOG_LINES else f"what comes after {LOG_LINES} lines is not kept"
-        entry = LogLine(message=told, level=stream.upper(), timestamp=iso(when), labels={"fal_request_id": live.job.id})
-        live.logs.append(entry)
-        if live.log is not None:
-            live.log.append("log", entry)
-        if live.watchers and self._loop is not None:
+        if live is not None and live.add_line(line, stream, when) and live.watchers and self._loop is not None:
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(live.changed)
 
@@ -425,6 +383,7 @@ class Dispatcher:
         request = Request(live.job.id, scope=scope_of(live.job), path=live.job.path, token=Token())
         request.begin, request.log = begin, live.event_log()
         live.request = request
+        live.begin_logs()
         answer = Answer(body)
         await self._service.perform(request, answer.receive, answer.send)
         if trouble:
@@ -494,6 +453,7 @@ class Dispatcher:
         moved = await self.store.change(live.job.id, with_logs(change, live.logs))
         if moved is None:
             return False
+        self._running += (moved.state is JobState.RUNNING) - (live.job.state is JobState.RUNNING)
         live.job = moved
         live.changed()
         return True
@@ -554,86 +514,7 @@ class Dispatcher:
         task.add_done_callback(tasks.discard)
 
 
-class Answer:
-    """What the service sends for a job, put together; ASGI's two functions for a request without a wire."""
-
-    def __init__(self, body: bytes) -> None:
-        self._input: bytes | None = body
-        self.status = 500
-        self.headers: dict[str, str] = {}
-        self.body = bytearray()
-
-    @property
-    def media_type(self) -> str | None:
-        return self.headers.get("content-type")
-
-    async def receive(self) -> Message:
-        if self._input is None:
-            await anyio.sleep_forever()  # a job has no client who could hang up
-        body, self._input = self._input, None
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in message["headers"]}
-        else:
-            self.body += message.get("body", b"")
-
-
-def scope_of(job: Job) -> Scope:
-    """The ASGI scope of a job: a POST to its endpoint where its caller found us, with the headers that came with it."""
-    origin = urlsplit(job.origin)
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in job.headers]
-    headers.append((b"x-fal-request-id", job.id.encode("latin-1")))
-    if origin.netloc:
-        headers.append((b"host", origin.netloc.encode("latin-1", "replace")))
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": origin.scheme or "http",
-        "path": origin.path + job.path,
-        "raw_path": (origin.path + job.path).encode(),
-        "query_string": job.query.encode("latin-1"),
-        "root_path": origin.path,
-        "headers": headers,
-        "client": None,
-        "server": None,
-    }
-
-
 def with_logs(change: JobChange, logs: Sequence[LogLine]) -> JobChange:
     if change.outcome is None or change.outcome.logs or not logs:
         return change
     return msgspec.structs.replace(change, outcome=msgspec.structs.replace(change.outcome, logs=tuple(logs)))
-
-
-def problem_of(answer: Response | Answer) -> tuple[str, str]:
-    """`error` and `error_type` of a failed job, for its status (contract 7.4, 7.8)."""
-    error_type = answer.headers.get("x-fal-error-type")
-    try:
-        body = msgspec.json.decode(bytes(answer.body))
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        body = None
-    detail = body.get("detail") if isinstance(body, dict) else None
-    if isinstance(detail, list):
-        detail = "; ".join(str(fault.get("msg", fault)) if isinstance(fault, dict) else str(fault) for fault in detail)
-    if error_type is None:
-        error_type = {499: "client_cancelled", 504: "request_timeout", 503: "runner_server_error"}.get(
-            answer.status, "runner_server_error" if answer.status >= 500 else "bad_request"
-        )
-    return str(detail or f"Invalid status code: {answer.status}"), error_type
-
-
-def lost(told: str) -> Response:
-    return ServerError(503, told, "runner_disconnected").response()
-
-
-def internal_error() -> Response:
-    return ServerError(500, "Internal Server Error", "internal_error").response()
-
-
-def iso(when: float) -> str:
-    return datetime.fromtimestamp(when, UTC).isoformat()

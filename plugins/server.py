@@ -22,7 +22,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import cache
 from pathlib import Path
@@ -107,9 +107,12 @@ def supervise(settings: Settings) -> None:
 
 
 def run(service: Runnable, settings: Settings) -> int:
-    """Serve until a signal or a failure says stop; return the exit code."""
+    """Serve until a signal or a failure says stop; return the exit code. Raises ConfigError as plugins do at their start."""
     sock = listen(settings)
-    code = anyio.run(_run, service, settings, sock, backend_options={"use_uvloop": _has_uvloop()})
+    try:
+        code = anyio.run(_run, service, settings, sock, backend_options={"use_uvloop": _has_uvloop()})
+    except BaseExceptionGroup as group:  # of a plugin that was entered before, with tasks of its own
+        raise next(_wrong_settings(group), group) from None
     _leave_soon(code)
     return code
 
@@ -190,6 +193,14 @@ def _tell_supervisor() -> None:
     if descriptor := os.environ.pop(READY_VARIABLE, ""):
         os.write(int(descriptor), b"r")
         os.close(int(descriptor))
+
+
+def _wrong_settings(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _wrong_settings(error)
+        elif isinstance(error, ConfigError):
+            yield error
 
 
 def _has_uvloop() -> bool:

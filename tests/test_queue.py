@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -722,14 +723,44 @@ def test_a_stop_puts_back_the_job_that_does_not_end(tmp_path: Path, gate: Path) 
         assert Queue(second, client).ended(id).json() == "again"
 
 
-def test_two_runners_do_not_share_a_data_folder(app: Path, tmp_path: Path, served: Runner) -> None:
-    with serving(app, "--data-dir", str(tmp_path)) as first, serving(app, "--data-dir", str(tmp_path)) as second:
-        assert first.post(BASE, {"prompt": "x"}).status_code == 200
-        refused = second.post(BASE, {"prompt": "x"})
+def test_a_second_runner_on_a_data_folder_in_use_says_so_in_one_line_and_ends(app: Path, tmp_path: Path) -> None:
+    """One that started before there were any jobs goes on, and cannot keep any."""
+    with serving(app, "--data-dir", str(tmp_path)) as first, serving(app, "--data-dir", str(tmp_path)) as early:
+        id = first.post(BASE, {"prompt": "x"}).json()["request_id"]
+        with serving(app, "--data-dir", str(tmp_path), ready=False) as second:
+            code = second.wait()
+        refused = early.post(BASE, {"prompt": "x"})
 
-        assert refused.status_code == 507
-        assert f"used by another runner (pid {first.process.pid})" in refused.json()["detail"]
-        assert second.post("/?prompt=x").status_code == 200
+        problem = f"{tmp_path / 'queue'} is used by another runner (pid {first.process.pid}); give one of them another --data-dir"
+        assert code == 2
+        assert [line["text"] for line in second.events("raw")] == [f"runner: {problem}"]
+        assert not second.events("app.ready")
+        assert (refused.status_code, refused.json()["detail"]) == (507, f"the job cannot be stored: {problem}")
+        assert early.post("/?prompt=x").status_code == 200
+        with first.client() as client:
+            assert Queue(first, client).ended(id).status_code == 200
+
+
+def test_a_child_of_the_app_that_outlives_the_runner_does_not_keep_its_folder(tmp_path: Path, gate: Path) -> None:
+    forks = """
+    @runner.endpoint("/fork")
+    def fork(self, path: str) -> str:
+        if (child := os.fork()):
+            return str(child)
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        os._exit(0)
+"""
+    app = written(tmp_path, APP + forks)
+    with serving(app, "--data-dir", str(tmp_path / "data")) as first, first.client() as client:
+        queue = Queue(first, client)
+        child = int(queue.ended(queue.submit("/fork", {"path": str(gate)})["request_id"]).json())
+        first.process.kill()
+        first.process.wait()
+        os.kill(child, 0)
+        with serving(app, "--data-dir", str(tmp_path / "data")) as second:
+            assert second.post(BASE, {"prompt": "x"}).status_code == 200
+        gate.touch()
 
 
 def test_a_stranger_keeps_the_jobs_elsewhere(app: Path, tmp_path: Path) -> None:

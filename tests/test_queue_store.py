@@ -20,9 +20,7 @@ def reopen(tmp_path: Path) -> Iterator[Reopen]:
 
     def make() -> SqliteStore:
         for store in opened:
-            if (lock := store._committer._lock) is not None:
-                os.close(lock)
-                store._committer._lock = None
+            store._committer.lock.let_go()
         opened.append(SqliteStore(tmp_path / "queue"))
         return opened[-1]
 

@@ -11,7 +11,6 @@ lets what is vital go on. Two processes cannot share a folder: the second finds 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import queue
 import sqlite3
@@ -23,7 +22,8 @@ from typing import Any
 
 import anyio
 
-from ...schemas.queue import StoreTaken, Unstorable
+from ...schemas.queue import Unstorable
+from .folders import FolderLock
 
 LARGEST_BATCH = 512  # changes that share a commit
 RESERVE_BYTES = 4 * 1024 * 1024
@@ -51,7 +51,7 @@ class Committer:
         self._asked: queue.SimpleQueue[list[Operation] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._connection: sqlite3.Connection | None = None  # this and what follows: the thread's
-        self._lock: int | None = None
+        self.lock = FolderLock(folder)
         self._moving: threading.Thread | None = None  # moves the log into the database
         self._move_at = LOG_BYTES
         self.is_full = False  # the reserve was let go
@@ -141,7 +141,7 @@ class Committer:
         if self._connection is not None:
             return self._connection
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        self.lock.take()
         connection = self._connected()
         try:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -173,9 +173,7 @@ class Committer:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.close()
             self._connection = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self.lock.let_go()
 
     # --- the write-ahead log
 
@@ -202,21 +200,7 @@ class Committer:
         with suppress(sqlite3.Error), closing(self._connected()) as connection:
             _move_log(connection)
 
-    # --- one process, and room at the end
-
-    def _take_lock(self) -> None:
-        if self._lock is not None:
-            return
-        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.read(lock, 20).decode("ascii", "replace")
-            os.close(lock)
-            raise StoreTaken(f"{self.folder} is used by another runner (pid {pid}); give one of them another --data-dir") from None
-        os.truncate(lock, 0)
-        os.write(lock, str(os.getpid()).encode())
-        self._lock = lock
+    # --- room at the end
 
     def make_reserve(self) -> None:
         """Hold room for what is vital. Raises OSError when there is none."""

@@ -25,7 +25,7 @@ import msgspec
 import structlog
 
 from ...schemas.health import State
-from ...schemas.problems import RequestCancelled, ServerError, stopped_problem
+from ...schemas.problems import ConfigError, RequestCancelled, ServerError, stopped_problem
 from ...schemas.queue import (
     ENDS,
     Job,
@@ -35,6 +35,7 @@ from ...schemas.queue import (
     JobState,
     LogLine,
     QueueStore,
+    StoreTaken,
     Unstorable,
 )
 from ...schemas.request import Request
@@ -96,12 +97,15 @@ class Dispatcher:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Take jobs up where the last process left them; leave them so that the next one can."""
+        """Take jobs up where the last process left them; leave them so that the next one can.
+
+        Raises ConfigError on entering when another process has the store.
+        """
         self._loop = asyncio.get_running_loop()
         self._service.logs.also_in(self._log_of)
         self._service.health.watch(self._on_state)
         if self.store.exists:
-            self._keep(self._open_until_it_works())
+            await self._open_or_say_why()
         try:
             yield
         finally:
@@ -138,16 +142,25 @@ class Dispatcher:
     def is_open(self) -> bool:
         return self._is_open
 
-    async def _open_until_it_works(self) -> None:
-        told = ""
+    async def _open_or_say_why(self) -> None:
+        try:
+            await self.open()
+        except StoreTaken as error:
+            await self.store.close()
+            raise ConfigError(str(error)) from None
+        except Unstorable as error:
+            log.warning("queue.unavailable", problem=str(error))
+            self._keep(self._open_until_it_works(str(error)))
+
+    async def _open_until_it_works(self, told: str) -> None:
         while True:
+            await asyncio.sleep(UNSTORABLE_SECONDS)
             try:
                 return await self.open()
             except Unstorable as error:
                 if str(error) != told:
                     told = str(error)
                     log.warning("queue.unavailable", problem=told)
-            await asyncio.sleep(UNSTORABLE_SECONDS)
 
     async def check(self) -> str | None:
         """What keeps new jobs from being kept, or None. Nothing does before the first one was submitted."""

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ...schemas.queue import Job, QueueStore
+import anyio
+import structlog
+
+from ...schemas.queue import Job, QueueStore, Unstorable
 from ...schemas.service import ServiceView
 
 if TYPE_CHECKING:
     from .webhooks import Webhooks
+
+log = structlog.get_logger("runner.webhooks")
 
 COUNTS = ("webhooks_delivered_total", "webhooks_failed_total", "webhooks_given_up_total")  # attempts, since the start
 
@@ -21,32 +28,41 @@ def signing_key_of(service: ServiceView) -> Path:
 
 
 class Outbox:
-    """Owns the task that delivers. It begins when the store is open, since webhooks may be owed from before."""
+    """Owns the task that delivers, and imports what that takes when the first webhook is owed."""
 
     def __init__(self, service: ServiceView, store: QueueStore) -> None:
         self._service, self._store = service, store
         self._webhooks: Webhooks | None = None
         self._delivering: asyncio.Task[None] | None = None
+        self._first = asyncio.Event()
 
     def begin(self) -> None:
-        """The store is open."""
-        from .webhooks import Keys, Webhooks  # not before: each cold start would pay for it
+        """The store is open, and webhooks may be owed from before."""
+        self._delivering = asyncio.get_running_loop().create_task(self._deliver())
 
-        allowed = self._service.settings.allow_private_hosts
-        self._webhooks = Webhooks(self._store, Keys(signing_key_of(self._service)), allowed_hosts=allowed)
-        self._delivering = asyncio.get_running_loop().create_task(self._webhooks.deliver())
+    async def _deliver(self) -> None:
+        with suppress(Unstorable):  # then `deliver` sees
+            if not await self._store.deliveries():
+                await self._first.wait()
+        module: Any = await anyio.to_thread.run_sync(import_module, ".webhooks", __package__)  # some milliseconds of work
+        keys = module.Keys(signing_key_of(self._service))
+        self._webhooks = module.Webhooks(self._store, keys, allowed_hosts=self._service.settings.allow_private_hosts)
+        try:
+            await self._webhooks.deliver()
+        except Exception as error:
+            log.error("webhooks.stopped", exc_info=error)
 
     def ended(self, job: Job) -> None:
-        if job.webhook and self._webhooks is not None:
-            self._webhooks.look()
+        if job.webhook:
+            self._first.set()
+            if self._webhooks is not None:
+                self._webhooks.look()
 
     async def check(self) -> str | None:
         """Why webhooks are not delivered though they are due, or None. A receiver who does not answer is no reason."""
-        if self._webhooks is None or self._delivering is None:
-            return None
-        if self._delivering.done():
+        if self._delivering is not None and self._delivering.done():
             return "webhooks are not delivered any more: see the log"
-        return self._webhooks.stuck()
+        return self._webhooks.stuck() if self._webhooks is not None else None
 
     def tally(self) -> Mapping[str, float]:
         if self._webhooks is None:

@@ -9,6 +9,7 @@ variable, and JavaScript has no realtime without a token (contract 7.10).
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from serving import Runner, serving
+from serving import HOUSE, Runner, serving, written
 from test_sdk_streams import APPS, certificate, node, packages
 
 __all__ = ["certificate", "packages"]  # fixtures
@@ -185,6 +186,26 @@ def test_check_65_through_the_proxy_the_javascript_client_finds_all(
     assert found["stream"] == {"events": [0, 1, 2], "done": 2}
     assert found["realtime"] == {"n": 42}
     assert found["uploads"] == [{"size": 5}, {"size": 91 * 1024 * 1024}]
+
+
+def test_the_lines_of_the_readme_for_the_stock_clients_run_as_they_stand(packages: Path, tmp_path: Path) -> None:
+    """Its app, its one line of Python with what the gateway prints, its line of JavaScript; only ports are chosen here."""
+    readme = (HOUSE / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (line,) = re.findall(r"^    (python -c .+)$", readme, re.MULTILINE)
+    (config,) = re.findall(r"`(fal\.config\(.+\))`", readme)
+    app, script = written(tmp_path, block + "\ndef load_model(): return str.upper\n"), tmp_path / "readme.cjs"
+    with serving(f"{app}:MyApp", "--fal-gateway", "0", "--data-dir", str(tmp_path / "data")) as runner:
+        printed = dict(runner.wait_for_printed(r"export (\w+)=(.+)", times=3))
+        inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(line, shell=True, env={**inherited, **printed, "PATH": path}, capture_output=True, text=True, timeout=60)
+        call = 'fal.subscribe("local/my-app", {input: {prompt: "hello"}}).then((found) => console.log(JSON.stringify(found.data)));'
+        script.write_text(f'const {{ fal }} = require("@fal-ai/client");\n{config.replace(":8000", f":{runner.port}")};\n{call}\n')
+        found = node(str(script), packages)
+
+    assert (done.stdout, done.stderr) == ("{'text': 'HELLO'}\n", "")
+    assert found == {"text": "HELLO"}
 
 
 def test_check_66_the_proxy_refuses_what_is_not_fals(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from runner.plugins.queue.webhooks import ATTEMPTS, Keys, Webhooks
 from runner.schemas.queue import JobMove
 from serving import GUARD_SECONDS, Runner, serving, written
 from stores import Disk, MemoryStore
+from structlog.testing import capture_logs
 
 APP = """
 import runner
@@ -207,10 +208,12 @@ async def test_behaviour_47_one_webhook_that_cannot_even_be_tried_keeps_no_other
     await store.submit(job("two", webhook=receiver.url), b"{}")
     await store.change("two", to(JobMove.FINISH, outcome=outcome(b"2")))
 
-    await delivered(store, receiver, tmp_path)
+    with capture_logs() as logged:
+        await delivered(store, receiver, tmp_path)
 
     assert receiver.next().told["request_id"] == "two"
     assert receiver.got.empty()
+    assert [line["request_id"] for line in logged if line["event"] == "webhook.given_up"] == ["one"]
 
 
 async def test_an_outbox_in_which_nothing_comes_to_its_end_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

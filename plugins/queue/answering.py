@@ -35,6 +35,7 @@ OURS = frozenset({  # headers that are not the endpoint's
     "transfer-encoding", "upgrade", "x-fal-idempotency-key", "x-fal-no-retry", "x-fal-queue-priority",
     "x-fal-request-id", "x-fal-retry-config", "x-fal-store-io", "x-fal-target-url",
 })  # fmt: skip
+WISHES = frozenset({"x-fal-no-retry", "x-fal-retry-config"})
 OUR_QUERY = ("fal_webhook", "fal_max_queue_length", "fal_jwt_token")
 CANCEL_STATUS = {"OK": 200, "CANCELLATION_REQUESTED": 202, "ALREADY_COMPLETED": 400, "NOT_FOUND": 404}
 WIRE = {JobState.WAITING: "IN_QUEUE", JobState.RUNNING: "IN_PROGRESS"}  # everything else: COMPLETED
@@ -48,6 +49,7 @@ class Answers:
         self._service, self._dispatcher = service, dispatcher
         self._app_id = service.settings.app_id or f"local/{service.app.alias}"
         self._origins = Origins(service.settings.trusted_proxy)
+        self._retries = wanted({}, service.app.options)  # where the caller wishes nothing
         self._paths = [compiled(endpoint.path) for endpoint in service.endpoints]
 
     def routes(self) -> list[Route]:
@@ -98,7 +100,7 @@ class Answers:
             key=_digest(headers.get("authorization", "").encode(), key.encode()) if key else None,
             digest=_digest(path.encode(), query.encode(), request.body) if key else "",
             keeps=headers.get("x-fal-store-io", "").strip() != "0",
-            retries=wanted(headers, self._service.app.options),
+            retries=wanted(headers, self._service.app.options) if WISHES & headers.keys() else self._retries,
         )
 
     def _endpoint_path(self, request: Request) -> str:

@@ -466,6 +466,8 @@ class Dispatcher:
         moved = await self.store.change(live.job.id, with_logs(change, live.logs))
         if moved is None:
             return False
+        if live.job.is_over:  # another change of the same moment was told first, and is the later one
+            return True
         self._running += (moved.state is JobState.RUNNING) - (live.job.state is JobState.RUNNING)
         live.job = moved
         live.changed()

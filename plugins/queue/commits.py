@@ -193,8 +193,10 @@ class Committer:
             self._move_at = LOG_BYTES
         elif size >= self._move_at:
             self._move_at = size + LOG_BYTES  # somebody reads: it cannot begin anew yet
-            self._moving = threading.Thread(target=self._move, name="runner-queue-log", daemon=True)
-            self._moving.start()
+            moving = threading.Thread(target=self._move, name="runner-queue-log", daemon=True)
+            with suppress(RuntimeError):  # there cannot be another thread now
+                moving.start()
+                self._moving = moving
 
     def _move(self) -> None:
         with suppress(sqlite3.Error), closing(self._connected()) as connection:

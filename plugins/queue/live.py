@@ -23,7 +23,7 @@ class Live:
     Many wait at a time, and the garbage collector looks at all of them: one that waits is one object.
     """
 
-    __slots__ = ("__weakref__", "job", "log", "logs", "request", "timer", "watchers")
+    __slots__ = ("job", "log", "logs", "request", "timer", "watchers")
 
     def __init__(self, job: Job) -> None:
         self.job = job

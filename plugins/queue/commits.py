@@ -27,7 +27,7 @@ from .folders import FolderLock
 
 LARGEST_BATCH = 512  # changes that share a commit
 RESERVE_BYTES = 4 * 1024 * 1024
-LOG_BYTES = 16 * 1024 * 1024  # of write-ahead log, before it is moved into the database
+LOG_BYTES = 16 * 1024 * 1024  # of write-ahead log, before it is moved into the database; larger ones made for longer stalls
 
 Change = Callable[[sqlite3.Connection], Any]
 
@@ -200,7 +200,8 @@ class Committer:
 
     def _move(self) -> None:
         with suppress(sqlite3.Error), closing(self._connected()) as connection:
-            _move_log(connection)
+            for _ in range(2):  # what came during the first time is little, and during the second less
+                _move_log(connection)
 
     # --- room at the end
 

@@ -1,7 +1,9 @@
 PYTHON ?= python3
 PORT ?= 8000
 
-.PHONY: help setup run test soak models-test bench screenshots check image-test
+PYTHONS ?= $(wildcard $(foreach version,3.12 3.13 3.14,$(HOME)/.pyenv/versions/$(version)*/bin/python3 /usr/bin/python$(version)))
+
+.PHONY: help setup run test soak models-test drain-test bench screenshots check image-test
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile
@@ -39,6 +41,14 @@ soak: setup  ## the slow ones, hours: cancel each loop 1,000 times, race 10,000 
 
 models-test: .venv-models/.done  ## stock loops of diffusers and transformers stop unchanged
 	.venv-models/bin/python -m pytest -q tests/models/check_models.py
+
+drain-test:  ## a stop under load on every newer Python at hand (PYTHONS="python3.12 ...")
+	for python in $(PYTHONS); do \
+	  folder=.venv-drain/$$($$python -c 'import platform; print(platform.python_version())'); \
+	  $$python -m venv $$folder && \
+	  $$folder/bin/python -m pip install -q -c constraints.txt -e . pytest httpx && \
+	  $$folder/bin/python -m pytest -q tests/test_drain.py || exit 1; \
+	done
 
 bench: setup  ## us and six peers side by side, about ten minutes (apt-get install -y wrk)
 	.venv/bin/python bench/peers.py

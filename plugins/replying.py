@@ -48,11 +48,13 @@ class Reply:
         self._sending = False
         self._parts = 0
         self._pinging: asyncio.Task[None] | None = None
+        self._foreign_headers: RawHeaders = []  # that we add to a Starlette Response
 
     async def send(self, response: Response) -> None:
         """Send all of `response`, then do what it leaves to be done after it."""
         try:
             if isinstance(response, ForeignResponse):
+                self._foreign_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
                 await response.app(self._request.scope, _nothing, self._foreign)
             elif response.stream is None:
                 body = b"" if self._request.method == "HEAD" else response.body
@@ -79,6 +81,7 @@ class Reply:
         if self._request.method == "HEAD":
             return await self._part(b"", False)
         if self._streams_events:
+            self._request.streams = True
             with self._pings():
                 async for part in stream:
                     self._at_boundary = part.endswith(b"\n\n")
@@ -165,7 +168,7 @@ class Reply:
         """Messages of a Starlette Response on their way out."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-fal-request-id", (self._request.id or "").encode("latin-1"))]
+            headers = [*message.get("headers", ()), *self._foreign_headers, (b"x-fal-request-id", (self._request.id or "").encode("latin-1"))]
             for added in self._added:
                 headers += added(self._request)
             message = {**message, "headers": headers}

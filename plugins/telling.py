@@ -1,17 +1,38 @@
-"""Telling: observers hear of every request once it is over, and of a stopped one once its place is free."""
+"""Telling: observers hear of every request once it is over, and of a stopped one once its place is free;
+and of every exception that ends a run, where and when it does."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
+
+import structlog
 
 from ..schemas.endpoint import Endpoint
 from ..schemas.events import Finished, Stopped
 from ..schemas.request import Request
 
+log = structlog.get_logger("runner")
+
 Observe = Callable[[Finished], None]
+OnError = Callable[[BaseException], None]
+
+
+def tell_all(observers: Sequence[OnError]) -> OnError | None:
+    """One function that tells all of `observers` and never raises; None for none."""
+    if not observers:
+        return None
+
+    def tell(error: BaseException) -> None:
+        for observe in observers:
+            try:
+                observe(error)
+            except Exception as failure:
+                log.error("observer.failed", exc_info=failure)
+
+    return tell
 
 
 class Outcome(Protocol):
@@ -60,7 +81,7 @@ class Teller:
         task.add_done_callback(self._waiting.discard)
 
     def _tell(self, request: Request, outcome: Outcome, seconds: float, stopped: Stopped | None) -> None:
-        client = request.scope.get("client")
+        client, place = request.scope.get("client"), request.place
         is_socket = request.scope.get("type") == "websocket"  # which always ends by somebody's leaving
         gone = not is_socket and request.token.reason == "client_disconnected"
         finished = Finished(
@@ -71,7 +92,7 @@ class Teller:
             route=outcome.route,
             status=499 if gone or not outcome.status else outcome.status,
             seconds=seconds,
-            waited=request.place.waited if request.place is not None else 0.0,
+            waited=place.waited if place is not None else 0.0,
             bytes_out=outcome.bytes_out,
             client=client[0] if client else None,
             error_type="client_disconnected" if gone else outcome.error_type,
@@ -79,6 +100,9 @@ class Teller:
             items=outcome.items,
             quiet=request.quiet,
             ended=outcome.why,
+            ran=place.ran if place is not None else None,
+            peak_bytes=place.peak_bytes if place is not None else None,
+            trace=request.trace,
         )
         for observe in self.observers:
             observe(finished)

@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol
 
 import httptools
 import msgspec
-import structlog
 
 from ...schemas.asgi import ASGIApp, RawHeaders
 from ...schemas.connection import SHORTCUTS, HandOver
+from ..logs import get_logger
 from .exchange import Exchange
 from .heads import WATCHED, Framing, Refused, framing, take_apart
 
@@ -29,7 +29,7 @@ PIPELINED = 8  # requests kept while one is answered
 METHODS = {method.encode(): method for method in ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")}
 ASGI = {"version": "3.0", "spec_version": "2.3"}
 
-log = structlog.get_logger("runner.http1")
+log = get_logger("runner.http1")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +58,8 @@ Turn = Exchange | Refused | Leaving
 
 class Home(Protocol):
     """Where connections are kept."""
+
+    is_leaving: bool  # every answer is the last one of its connection
 
     def enter(self, connection: Connection) -> None: ...
     def leave(self, connection: Connection) -> None: ...
@@ -394,7 +396,7 @@ class Connection(asyncio.Protocol):
 
     def stays_open(self, exchange: Exchange) -> bool:
         """Whether another request may follow: not when the rest of this one is still to come."""
-        return exchange.arrived and not self._winding_up
+        return exchange.arrived and not self._winding_up and not self._home.is_leaving
 
     def answered(self, exchange: Exchange) -> None:
         if exchange.keep_alive and not self._winding_up:

@@ -84,8 +84,8 @@ def mount_app(service: ServiceView) -> list[Mount]:
 
 
 @hookimpl
-def observe_output(service: ServiceView) -> OnOutput:
-    return parts_of(service).dispatcher.on_output
+def observe_output(service: ServiceView) -> OnOutput | None:
+    return None if service.app.options.private_logs else parts_of(service).dispatcher.on_output
 
 
 @hookimpl

@@ -22,7 +22,6 @@ from uuid import uuid4
 
 import anyio
 import msgspec
-import structlog
 
 from ...schemas.health import State
 from ...schemas.problems import ConfigError, RequestCancelled, ServerError, stopped_problem
@@ -44,20 +43,23 @@ from ...schemas.routes import compiled
 from ...schemas.service import ServiceView
 from ..cancellation import Token
 from ..eventlog import EventLog
+from ..logs import get_logger
 from .attempt import Answer, internal_error, lost, problem_of, scope_of
 from .line import Line
 from .live import Live
 from .retries import CRASHES, is_tried_again, may_run_after_crash, pause
 
-log = structlog.get_logger("runner.queue")
+log = get_logger("runner.queue")
 
 RECENT = 1000  # ended jobs that are kept at hand, so that the last polls cost no look into the store
 LINES_AT_HAND = 200  # of an ended job; one with more is looked up in the store
+MOST_EVENTS_PER_SECOND = 10_000  # of one job, in the mean
 UNSTORABLE_SECONDS = 1.0  # until the next try at what the store refused
 SWEEP_SECONDS = 60.0
 LET_GO_SECONDS = 3600.0  # for which a result is there that its caller wanted not to be kept (contract 7.7)
 STORING_SECONDS = 5.0  # at the end, for the store to take what is left
 MEMORY = 0.1  # weight of the newest run in the mean that waits are guessed from; a number out of the air
+FAULT = "x-runner-fault"  # on an answer: "fatal" when the process is beyond help
 NOT_KEPT = ("content-length", "date", "x-fal-request-id", "connection", "transfer-encoding")
 
 Cancelled = Literal["OK", "CANCELLATION_REQUESTED", "ALREADY_COMPLETED", "NOT_FOUND"]
@@ -183,6 +185,7 @@ class Dispatcher:
             if found is None:
                 continue
             live = Live(found)
+            live.start = round(max(0.0, self._clock() - job.submitted) * MOST_EVENTS_PER_SECOND)
             if found.is_over:
                 log.warning("job.lost", request_id=job.id, state=found.state, error=found.error)
                 self._over(live)
@@ -382,8 +385,15 @@ class Dispatcher:
                 raise Refused from None
             raise
         trouble: list[Exception] = []
+        noting = asyncio.Lock()
 
         async def begin() -> None:
+            async with noting:
+                if request.token.cancelled:  # the server stops in this very moment
+                    raise RequestCancelled(request.token.reason)
+                await note()
+
+        async def note() -> None:
             try:
                 if not await self._change(live, JobChange(move=JobMove.BEGIN, at=self._clock())):
                     raise Refused
@@ -399,6 +409,8 @@ class Dispatcher:
         live.begin_logs()
         answer = Answer(body)
         await self._service.perform(request, answer.receive, answer.send)
+        async with noting:  # a stop answers at once, also while it is being noted that the work begins
+            pass
         if trouble:
             raise trouble[0]
         if live.job.is_over:  # late or cancelled while it waited for its place
@@ -417,12 +429,20 @@ class Dispatcher:
         elif job.asked:
             change = self._end(JobMove.CANCEL, answer)
         elif answer.status != 499 and is_tried_again(job, answer.status, answer.headers):
+            if answer.headers.get(FAULT) == "fatal":  # the next process has to find out whether it was this job
+                await self._finish(live, self._after_fault(job, answer))
+                return
             wait = pause(max(1, job.attempts))
             log.info("job.retried", request_id=job.id, attempt=job.attempts, status=answer.status, seconds=wait)
             change = JobChange(move=JobMove.RETRY, at=self._clock(), not_before=self._clock() + wait, gateway_id=str(uuid4()))
         else:
             change = self._end(JobMove.CANCEL if answer.status == 499 else JobMove.FAIL, answer)
         await self._finish(live, change)
+
+    def _after_fault(self, job: Job, answer: Answer) -> JobChange:
+        if job.crashes + 1 >= CRASHES:
+            return self._end(JobMove.PARK, answer)
+        return JobChange(move=JobMove.RECOVER, at=self._clock(), gateway_id=str(uuid4()))
 
     async def _miss(self, live: Live) -> None:
         """Its time to begin has passed."""

@@ -23,7 +23,7 @@ class Live:
     Many wait at a time, and the garbage collector looks at all of them: one that waits is one object.
     """
 
-    __slots__ = ("job", "log", "logs", "request", "timer", "watchers")
+    __slots__ = ("job", "log", "logs", "request", "start", "timer", "watchers")
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -32,10 +32,11 @@ class Live:
         self.timer: asyncio.TimerHandle | None = None  # its start timeout
         self.watchers: Collection[asyncio.Event] = ()
         self.log: EventLog | None = None  # made when somebody reads it, or when the job is on its way
+        self.start = 0  # of the log's numbers: above those that the log of an earlier process had
 
     def event_log(self) -> EventLog:
         if self.log is None:
-            self.log = EventLog(self.job.id, on_latest=self.changed)
+            self.log = EventLog(self.job.id, start=self.start, on_latest=self.changed)
             self.log.append("queued")
         return self.log
 
@@ -70,7 +71,7 @@ class Live:
         if not isinstance(logs, list) or len(logs) > LOG_LINES:
             return False
         told = text if len(logs) < LOG_LINES else f"what comes after {LOG_LINES} lines is not kept"
-        line = LogLine(message=told, level=stream.upper(), timestamp=iso(when), labels={"fal_request_id": self.job.id})
+        line = LogLine(message=told, level=stream.upper(), timestamp=iso(when), labels={"fal_request_id": self.job.id, "fal_endpoint": self.job.path})
         logs.append(line)
         if self.log is not None:
             self.log.append("log", line)

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import structlog
 
 from ...schemas.queue import Job, QueueStore, Unstorable
 from ...schemas.service import ServiceView
+from ..logs import get_logger
 
 if TYPE_CHECKING:
     from .webhooks import Webhooks
 
-log = structlog.get_logger("runner.webhooks")
+log = get_logger("runner.webhooks")
 
 COUNTS = ("webhooks_delivered_total", "webhooks_failed_total", "webhooks_given_up_total")  # attempts, since the start
 

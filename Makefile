@@ -27,7 +27,7 @@ run: setup  ## serve speech detection, send it a recording, serve on (ONCE=1 end
 test: setup .venv-fal/.done  ## run all tests, those with the real fal package in an environment of its own
 	.venv/bin/python -m pytest -q -n auto --dist loadfile
 
-soak: setup  ## the slow ones, hours: cancel each loop 1,000 times, race 10,000 times, kill a runner 2,000 times
+soak: setup  ## the slow ones, hours: cancel each loop 1,000 times, race 10,000 times, kill runners 2,000 times
 	RUNNER_SOAK=1000 .venv/bin/python -m pytest -q tests/test_cancellation_torch.py
 	RUNNER_SOAK=10000 .venv/bin/python -m pytest -q tests/test_cancellation_races.py
 	RUNNER_SOAK=400 .venv/bin/python -m pytest -q tests/test_cancellation_landing.py

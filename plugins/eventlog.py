@@ -33,7 +33,10 @@ Find = Callable[[str], "EventLog | None"]
 
 
 class EventLog:
-    """Made on the event loop, by whoever runs the request; `id` is the one it is read under."""
+    """Made on the event loop, by whoever runs the request; `id` is the one it is read under.
+
+    `on_latest` is called there whenever something told with `latest` has become an event.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class EventLog:
         most_events: int = MOST_EVENTS,
         most_bytes: int = MOST_BYTES,
         may_read: Callable[[Request], bool] | None = None,
+        on_latest: Callable[[], object] | None = None,
         start: int = 0,
     ) -> None:
         """The first event has the number after `start`; one that saw lower ones saw them of a log that is gone."""
@@ -49,6 +53,7 @@ class EventLog:
         self._start = start
         self.most_events, self.most_bytes = most_events, most_bytes
         self.may_read = may_read or (lambda request: True)
+        self._on_latest = on_latest or (lambda: None)
         self.ended = False  # its last event is `completed`
         self.ended_at = 0.0  # by `time.monotonic`
         self.readers = 0
@@ -206,6 +211,8 @@ class EventLog:
             if held:
                 waiting, self._waiting = self._waiting, []
         self._wake(waiting)
+        if held:
+            self._on_latest()
 
 
 class EventLogs:

@@ -127,7 +127,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         while chunk := await reader.read(CHUNK):
             writer.write(chunk)
             await writer.drain()
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # uvloop's word for a connection that is closed by now
         writer.write_eof() if writer.can_write_eof() else writer.close()
 
 

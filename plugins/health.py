@@ -57,6 +57,7 @@ def register_routes(service: ServiceView) -> list[Route]:
 
     async def answer(request: Request) -> Response:
         """The state, and what the app's own `health()` says of itself once it is set up."""
+        request.quiet = True
         if not health.takes_requests:
             return json_response(report(), status=503)
         try:
@@ -68,9 +69,11 @@ def register_routes(service: ServiceView) -> list[Route]:
         return json_response(report() | (said if isinstance(said, dict) else {"health": said}))
 
     def live(request: Request) -> Response:
+        request.quiet = True
         return json_response({"status": shown()}, status=503 if health.state is State.FAILED else 200)
 
     def ready(request: Request) -> Response:
+        request.quiet = True
         return json_response(report(), status=200 if health.state is State.READY else 503)
 
     return [
@@ -174,7 +177,7 @@ class Checkup:
         self._failures[cause] += 1
         if self._failures[cause] >= threshold:
             self._service.health.ail(cause, f"{cause}: {wrong}")
-            if self._service.settings.listen_fd >= 0:  # somebody stands ready to start another
+            if cause == APP and self._service.settings.listen_fd >= 0:  # somebody stands ready to start another
                 self._service.health.replace(UNHEALTHY, f"{cause}: {wrong}")
 
     async def _outcome(self, check: Check) -> str | None:

@@ -222,7 +222,8 @@ def health_checks(service: ServiceView) -> Mapping[str, Check] | None:
     """Return async functions that say what is wrong with the app, or None while all is well, by name.
 
     Asked once; each is called at the interval of the regular checks, and one that raises or takes
-    too long has failed. None: nothing to check.
+    too long has failed. Failures in a row make the runner unhealthy; a plugin that knows that only
+    a new process helps calls `service.health.replace` besides. None: nothing to check.
     """
 
 

@@ -23,7 +23,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import cache
 from pathlib import Path
@@ -112,9 +112,12 @@ def supervise(settings: Settings) -> None:
 
 
 def run(service: Runnable, settings: Settings) -> int:
-    """Serve until a signal or a failure says stop; return the exit code."""
+    """Serve until a signal or a failure says stop; return the exit code. Raises ConfigError as plugins do at their start."""
     sock = listen(settings)
-    code: int = anyio.run(_run, service, settings, sock, backend_options={"use_uvloop": _has_uvloop()})
+    try:
+        code: int = anyio.run(_run, service, settings, sock, backend_options={"use_uvloop": _has_uvloop()})
+    except BaseExceptionGroup as group:  # of a plugin that was entered before, with tasks of its own
+        raise next(_wrong_settings(group), group) from None
     _leave_within(EXIT_SECONDS, lambda: code)
     return code
 
@@ -202,6 +205,12 @@ def _tell_supervisor() -> None:
         os.close(int(descriptor))
 
 
+def _wrong_settings(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _wrong_settings(error)
+        elif isinstance(error, ConfigError):
+            yield error
 def _end_with_supervisor() -> None:
     """Have the kernel send SIGTERM when the parent dies: an orphan would hold the port that the next one needs."""
     if READY_VARIABLE in os.environ and sys.platform == "linux":

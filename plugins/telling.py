@@ -101,6 +101,7 @@ class Teller:
             error_type="client_disconnected" if gone else outcome.error_type,
             stopped=stopped,
             items=outcome.items,
+            quiet=request.quiet,
             ended=outcome.why,
             ran=place.ran if place is not None else None,
             peak_bytes=place.peak_bytes if place is not None else None,

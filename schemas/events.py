@@ -41,6 +41,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     stopped: Stopped | None = None
     route: str = ""  # a plugin's path as declared, when one answered
     items: int | None = None  # events of a stream, messages to the client of a socket
+    quiet: bool = False  # one of many that only look: probes, polls
     ended: str | None = None  # why a socket ended: see `runner.plugins.realtime`
     ran: float | None = None  # seconds in its place, once it had one
     peak_bytes: int | None = None  # CUDA memory at most while it ran, where that is measured

@@ -51,6 +51,7 @@ from .queue import (
     Priority,
     QueueStore,
     SignWebhook,
+    StoreTaken,
     Unstorable,
     advance_job,
 )
@@ -172,6 +173,7 @@ __all__ = [
     "SignWebhook",
     "Source",
     "State",
+    "StoreTaken",
     "StreamingResponse",
     "Tokens",
     "Trace",

@@ -60,7 +60,7 @@ MOVES: dict[JobMove, dict[JobState, JobState]] = {
 ENDS = frozenset(JobState) - {S.WAITING, S.RUNNING}
 
 
-class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+class LogLine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One line that the app printed for a job, as fal's clients read it."""
 
     message: str
@@ -70,7 +70,7 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     source: str = "USER"
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One accepted request. Times are Unix seconds. The payloads are kept beside it."""
 
     id: str
@@ -169,6 +169,10 @@ class Unstorable(Exception):
     """The store cannot write: its disk is full, read-only, or taken by somebody else. Says which."""
 
 
+class StoreTaken(Unstorable):
+    """Another process has this store. Says which."""
+
+
 class QueueStore(Protocol):
     """Where jobs are kept. All methods may raise Unstorable; once one returns, its change is kept.
 
@@ -182,7 +186,10 @@ class QueueStore(Protocol):
         ...
 
     async def open(self) -> Sequence[Job]:
-        """Get ready, and return every job that is not over, in order of arrival. Called first, again after Unstorable."""
+        """Get ready, and return every job that is not over, in order of arrival. Called first, again after Unstorable.
+
+        Raises StoreTaken while another process uses the store.
+        """
         ...
 
     async def submit(self, job: Job, body: bytes) -> Job:
@@ -220,6 +227,10 @@ class QueueStore(Protocol):
     async def sweep(self, *, ended_before: float, let_go_before: float, budget_bytes: int) -> int:
         """Forget jobs that ended before the one time, or before the other when they do not `keeps`; then the oldest
         ended ones until all fits the budget. Return how many went. What has a Delivery stays."""
+        ...
+
+    async def check(self) -> None:
+        """Raise Unstorable when a new job could not be kept now. Changes nothing that others see. Asked every few seconds."""
         ...
 
     async def close(self) -> None: ...

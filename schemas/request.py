@@ -84,6 +84,7 @@ class Request:
         self.begin: Callable[[], Awaitable[None]] | None = None
         self.alone = False  # it begins once nobody else runs, and nobody else begins before it is through
         self.from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
+        self.quiet = False  # one of many that only look: its access line is for debugging
         self.trace: Trace | None = None  # set as the request is entered, by the plugin that traces
         self.log: Any = None  # its EventLog, for requests that keep one
         self.streams = False  # a stream of events is on its way out

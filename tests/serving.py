@@ -122,16 +122,19 @@ class Runner:
         return self.wait()
 
 
+def inherited() -> dict[str, str]:
+    """The environment for a runner: ours without what would set it up."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RUNNER_", "FAL_"))}
+    return {**kept, "RUNNER_NO_PLUGIN": os.environ["WITHOUT"]} if os.environ.get("WITHOUT") else kept
+
+
 @contextmanager
 def running(command: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Iterator[Runner]:
     """The process of `command`; killed at the end if it still runs."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RUNNER_", "FAL_"))}
-    if without := os.environ.get("WITHOUT"):
-        inherited["RUNNER_NO_PLUGIN"] = without
     process = subprocess.Popen(
         [str(part) for part in command],
         cwd=cwd,
-        env={**inherited, **(env or {})},
+        env={**inherited(), **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

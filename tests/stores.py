@@ -107,5 +107,8 @@ class MemoryStore:
             del self._disk.jobs[id], self._disk.outcomes[id]
         return len(gone)
 
+    async def check(self) -> None:
+        await self._turn()
+
     async def close(self) -> None:
         await asyncio.sleep(0)

@@ -508,8 +508,8 @@ async def test_no_line_is_lost_at_the_end_nor_after_it(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("format", ["json", "console"])
-def test_probes_are_told_at_debug_level_only(capsys: pytest.CaptureFixture[str], format: Any) -> None:
-    probe, own = finished("probe", path="/health", endpoint=None), finished("own", path="/health")
+def test_probes_and_polls_are_told_at_debug_level_only(capsys: pytest.CaptureFixture[str], format: Any) -> None:
+    probe, own = finished("probe", path="/health", endpoint=None, quiet=True), finished("own", path="/health")
 
     for level in ("info", "debug"):
         configure_logging(format, level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from runner.plugins.queue.line import Line
+from runner.schemas.queue import Job
 from serving import Runner, serving, written
 
 APP = """
@@ -42,6 +45,11 @@ class Jobs(runner.App, name="jobs"):
         runner.progress(3, 4)
         while not os.path.exists(path):
             time.sleep(0.002)
+        return "done"
+
+    @runner.endpoint("/guessed")
+    def guessed(self, path: str) -> str:
+        time.sleep(0.01)
         return "done"
 
     @runner.endpoint("/own")
@@ -275,13 +283,22 @@ def test_check_47_status_is_202_until_it_is_completed(queue: Queue, gate: Path) 
         assert {"request_id", "response_url", "status_url", "cancel_url"} <= set(response.json())
 
 
-def test_a_status_guesses_the_wait_once_a_run_was_measured(queue: Queue, gate: Path) -> None:
+def test_a_status_guesses_the_wait_once_a_run_of_its_endpoint_was_measured(queue: Queue, gate: Path) -> None:
+    queue.begun(queue.submit("/steps", {"path": str(gate)})["request_id"])
+    unknown = queue.submit("/guessed", {"path": str(gate)})
     gate.touch()
-    queue.follow(queue.submit("/gate", {"path": str(gate)})["request_id"])
+    queue.follow(unknown["request_id"])
     gate.unlink()
-    queue.begun(queue.submit("/gate", {"path": str(gate)})["request_id"])
+    queue.begun(queue.submit("/steps", {"path": str(gate)})["request_id"])
+    waiting = [queue.submit("/guessed", {"path": str(gate)})["request_id"] for _ in range(3)]
+    told = [queue.status(id).json() for id in waiting]
+    gate.touch()
 
-    assert queue.submit("/gate", {"path": str(gate)})["estimated_wait_seconds"] >= 0
+    assert "estimated_wait_seconds" not in unknown
+    assert [status["queue_position"] for status in told] == [0, 1, 2]
+    mean = told[0]["estimated_wait_seconds"]  # one place: each waits for one run more than the one before
+    assert mean >= 0.01
+    assert [status["estimated_wait_seconds"] for status in told] == pytest.approx([mean, 2 * mean, 3 * mean], abs=0.002)
 
 
 @pytest.mark.parametrize("asked", ["1", "true"])
@@ -375,7 +392,35 @@ def test_behaviour_43_a_running_job_shows_its_progress(queue: Queue, gate: Path)
     gate.touch()
 
     assert status["progress"] == {"done": 3.0, "total": 4.0}
-    assert "progress" not in queue.ended(id).json()
+    queue.follow(id)
+    assert "progress" not in queue.status(id).json()
+
+
+def test_behaviour_43_progress_is_an_event_of_the_status_stream(queue: Queue, gate: Path) -> None:
+    id = queue.submit("/steps", {"path": str(gate)})["request_id"]
+    with queue.client.stream("GET", f"{BASE}/requests/{id}/status/stream") as response:
+        events = (json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line.startswith("data: "))
+        told = next(event for event in events if "progress" in event)
+        gate.touch()
+        last = list(events)[-1]
+
+    assert (told["status"], told["progress"]) == ("IN_PROGRESS", {"done": 3.0, "total": 4.0})
+    assert last["status"] == "COMPLETED"
+    assert "progress" not in last
+
+
+def test_polls_and_probes_leave_no_lines_in_the_access_log(queue: Queue) -> None:
+    id = queue.submit()["request_id"]
+    queue.follow(id)
+    for path in (f"{BASE}/requests/{id}/status", "/health", "/health/ready", "/health/live", "/metrics"):
+        assert queue.client.get(path).status_code == 200
+    queue.status("nobody-knows-me")
+    queue.client.get(f"{BASE}/requests/{id}")
+
+    queue.runner.wait_for("request.finished", path=f"{BASE}/requests/nobody-knows-me/status", status=404)
+    queue.runner.wait_for("request.finished", path=f"{BASE}/requests/{id}")
+    told = {line["path"] for line in queue.runner.events("request.finished")}
+    assert not told & {f"{BASE}/requests/{id}/status", "/health", "/health/ready", "/health/live", "/metrics"}
 
 
 def test_behaviour_32_a_job_has_an_event_log_that_can_be_resumed(queue: Queue, gate: Path) -> None:
@@ -411,6 +456,8 @@ def test_health_and_metrics_tell_of_the_queue(queue: Queue, gate: Path) -> None:
 
     assert (health["waiting"], health["running"]) == (1, 1)
     assert health["failed_total"] == before["failed_total"] + 1
+    assert health["begun_total"] > before["begun_total"]
+    assert health["waited_seconds_total"] >= before["waited_seconds_total"]
     assert "\nrunner_queue_waiting 1.0\n" in metrics
     assert f"\nrunner_queue_failed_total {health['failed_total']:.1f}\n" in metrics
     assert "/queue/local/jobs/{rest:path}" in metrics
@@ -550,6 +597,7 @@ def test_behaviour_28_a_reader_who_leaves_the_status_stream_changes_nothing(queu
 
 
 def test_check_59_low_priority_runs_after_normal(queue: Queue, gate: Path) -> None:
+    """Behaviour 48: priorities are kept."""
     queue.begun(queue.submit("/gate", {"path": str(gate)})["request_id"])
     low = {"x-fal-queue-priority": "low"}
     wanted = [("low 1", low), ("normal 1", {}), ("low 2", low), ("normal 2", {})]
@@ -562,6 +610,22 @@ def test_check_59_low_priority_runs_after_normal(queue: Queue, gate: Path) -> No
     assert positions == [2, 0, 3, 1]
     begun = [line["text"] for line in queue.runner.events("app.output") if line.get("request_id") in ids]
     assert begun == ["begun normal 1", "begun normal 2", "begun low 1", "begun low 2"]
+
+
+def test_behaviour_48_a_low_job_that_waited_ten_minutes_goes_before_all() -> None:
+    now = 0.0
+    line = Line(lambda: now)
+    line.add(Job(id="low", path="/", submitted=0.0, number=1, priority="low"))
+    order = []
+    for number in range(2, 6):
+        line.add(Job(id=f"normal {number}", path="/", submitted=now, number=number))
+        first = line.next()
+        assert first is not None
+        line.remove(first)
+        order.append(first.id)
+        now += 250.0
+
+    assert order == ["normal 2", "normal 3", "normal 4", "low"]
 
 
 def test_check_59_a_caller_may_refuse_to_wait_behind_too_many(queue: Queue, gate: Path) -> None:
@@ -659,14 +723,44 @@ def test_a_stop_puts_back_the_job_that_does_not_end(tmp_path: Path, gate: Path) 
         assert Queue(second, client).ended(id).json() == "again"
 
 
-def test_two_runners_do_not_share_a_data_folder(app: Path, tmp_path: Path, served: Runner) -> None:
-    with serving(app, "--data-dir", str(tmp_path)) as first, serving(app, "--data-dir", str(tmp_path)) as second:
-        assert first.post(BASE, {"prompt": "x"}).status_code == 200
-        refused = second.post(BASE, {"prompt": "x"})
+def test_a_second_runner_on_a_data_folder_in_use_says_so_in_one_line_and_ends(app: Path, tmp_path: Path) -> None:
+    """One that started before there were any jobs goes on, and cannot keep any."""
+    with serving(app, "--data-dir", str(tmp_path)) as first, serving(app, "--data-dir", str(tmp_path)) as early:
+        id = first.post(BASE, {"prompt": "x"}).json()["request_id"]
+        with serving(app, "--data-dir", str(tmp_path), ready=False) as second:
+            code = second.wait()
+        refused = early.post(BASE, {"prompt": "x"})
 
-        assert refused.status_code == 507
-        assert f"used by another runner (pid {first.process.pid})" in refused.json()["detail"]
-        assert second.post("/?prompt=x").status_code == 200
+        problem = f"{tmp_path / 'queue'} is used by another runner (pid {first.process.pid}); give one of them another --data-dir"
+        assert code == 2
+        assert [line["text"] for line in second.events("raw")] == [f"runner: {problem}"]
+        assert not second.events("app.ready")
+        assert (refused.status_code, refused.json()["detail"]) == (507, f"the job cannot be stored: {problem}")
+        assert early.post("/?prompt=x").status_code == 200
+        with first.client() as client:
+            assert Queue(first, client).ended(id).status_code == 200
+
+
+def test_a_child_of_the_app_that_outlives_the_runner_does_not_keep_its_folder(tmp_path: Path, gate: Path) -> None:
+    forks = """
+    @runner.endpoint("/fork")
+    def fork(self, path: str) -> str:
+        if (child := os.fork()):
+            return str(child)
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        os._exit(0)
+"""
+    app = written(tmp_path, APP + forks)
+    with serving(app, "--data-dir", str(tmp_path / "data")) as first, first.client() as client:
+        queue = Queue(first, client)
+        child = int(queue.ended(queue.submit("/fork", {"path": str(gate)})["request_id"]).json())
+        first.process.kill()
+        first.process.wait()
+        os.kill(child, 0)
+        with serving(app, "--data-dir", str(tmp_path / "data")) as second:
+            assert second.post(BASE, {"prompt": "x"}).status_code == 200
+        gate.touch()
 
 
 def test_a_stranger_keeps_the_jobs_elsewhere(app: Path, tmp_path: Path) -> None:
@@ -691,7 +785,7 @@ def test_check_50_a_silent_status_stream_gets_comments_and_a_stored_stream_none(
         assert client.get(f"{BASE}/requests/{id}").text == "data: 1\n\ndata: 2\n\n"
 
 
-def test_a_job_is_kept_as_long_as_the_operator_says(app: Path, tmp_path: Path) -> None:
+def test_behaviour_43_a_result_is_there_until_it_expires(app: Path, tmp_path: Path) -> None:
     with serving(app, "--data-dir", str(tmp_path)) as first, first.client() as client:
         id = Queue(first, client).submit()["request_id"]
         Queue(first, client).follow(id)

@@ -30,7 +30,7 @@ from runner.schemas.asgi import Message, Receive, Send
 from runner.schemas.endpoint import Endpoint, Mark
 from runner.schemas.health import Health, State
 from runner.schemas.problems import stopped_problem
-from runner.schemas.queue import Job, JobMove, JobState
+from runner.schemas.queue import ENDS, Job, JobMove, JobState
 from runner.schemas.request import Request
 from runner.schemas.service import ServiceView
 from runner.schemas.settings import Settings
@@ -124,6 +124,7 @@ class Jobs(RuleBasedStateMachine):
         self.seen_ended: dict[str, tuple[JobState, int]] = {}
         self.lost: set[str] = set()  # ran when a process died, and may not run twice
         self.cancelled: set[str] = set()  # told so while they waited
+        self.readers: list[tuple[asyncio.Task[None], list[JobState]]] = []  # of status streams
         self.processes: list[AsyncExitStack] = []  # the last one lives
         self.start()
 
@@ -156,6 +157,7 @@ class Jobs(RuleBasedStateMachine):
         for job in self.disk.jobs.values():
             if job.state is JobState.RUNNING and job.path == UNSAFE:
                 self.lost.add(job.id)
+        self.readers.clear()
         self.service.health.become(State.DRAINING)  # the dead one's tasks shall not beget others
         while tasks := asyncio.all_tasks(self.loop):
             for task in tasks:
@@ -170,6 +172,8 @@ class Jobs(RuleBasedStateMachine):
         for run in list(self.service.runs.values()):
             run.request.token.cancel("draining")
         self.settle()
+        while self.readers:
+            self.the_newest_reader_disconnects()
         self.run(self.processes[-1].aclose())
         assert not [job for job in self.disk.jobs.values() if job.state is JobState.RUNNING]
         self.start()
@@ -245,7 +249,36 @@ class Jobs(RuleBasedStateMachine):
         else:
             assert id not in self.seen_ended, "an ended job goes on"
 
+    @precondition(lambda self: self.count)
+    @rule(id=ids)
+    def a_reader_follows_to_the_end(self, id: str) -> None:
+        """Or until its process ends, and the connection with it."""
+        live = self.run(self.dispatcher.find(id))
+        assert live is not None
+        seen: list[JobState] = []
+
+        async def read() -> None:
+            async for _ in self.dispatcher.watch(live):
+                seen.extend([live.job.state])
+
+        self.readers.append((self.loop.create_task(read()), seen))
+        self.settle()
+
+    @precondition(lambda self: self.readers)
+    @rule()
+    def the_newest_reader_disconnects(self) -> None:
+        reader, _ = self.readers.pop()
+        reader.cancel()
+        self.settle()
+
     # --- what is always so
+
+    @invariant()
+    def readers_see_one_end_and_nothing_after_it(self) -> None:
+        for reader, seen in self.readers:
+            ends = [state for state in seen if state in ENDS]
+            assert ends == seen[len(seen) - len(ends) :]
+            assert len(ends) == reader.done()
 
     @invariant()
     def nothing_has_two_ends(self) -> None:
@@ -274,6 +307,8 @@ class Jobs(RuleBasedStateMachine):
                 run.status = 200
                 run.ended.set()
             self.pass_time(100.0)
+        self.readers_see_one_end_and_nothing_after_it()
+        assert all(reader.done() for reader, _ in self.readers), "a stream goes on after the end of its job"
         self.run(self.processes[-1].aclose())
         self.run(self.loop.shutdown_asyncgens())
         self.loop.close()

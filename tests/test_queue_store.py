@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from runner.plugins.queue.contract import Reopen, StoreContract, job, outcome, to
 from runner.plugins.queue.sqlite import SqliteStore
 from runner.schemas.queue import ENDS, MOVES, JobMove, JobState, Unstorable
+from serving import HOUSE
 
 
 @pytest.fixture
@@ -20,17 +24,15 @@ def reopen(tmp_path: Path) -> Iterator[Reopen]:
 
     def make() -> SqliteStore:
         for store in opened:
-            if store._lock is not None:
-                os.close(store._lock)
-                store._lock = None
+            store._committer.lock.let_go()
         opened.append(SqliteStore(tmp_path / "queue"))
         return opened[-1]
 
     yield make
     for store in opened:
-        store._asked.put(None)
-        if store._thread is not None:
-            store._thread.join()
+        store._committer._asked.put(None)
+        if (thread := store._committer._thread) is not None:
+            thread.join()
 
 
 class TestSqlite(StoreContract):
@@ -102,3 +104,21 @@ async def test_a_folder_that_cannot_be_made_is_refused_and_tried_again(tmp_path:
 
     assert await store.open() == []
     await store.close()
+
+
+def test_the_contract_is_run_by_the_module_that_the_manual_shows(tmp_path: Path) -> None:
+    """As whoever writes a store would, beside a good store and one that forgets what it was told at each start."""
+    manual = (HOUSE / "docs" / "queue.md").read_text()
+    (snippet,) = re.findall(r"```python\n(import pytest\nfrom my_store .+?)```", manual, re.DOTALL)
+    for name, disk in (("my_store", "KEPT.setdefault(folder, Disk())"), ("forgetful", "Disk()")):
+        source = f"from stores import Disk, MemoryStore\nKEPT = {{}}\ndef MyStore(folder): return MemoryStore({disk})\n"
+        (tmp_path / f"{name}.py").write_text(source)
+        (tmp_path / f"test_{name}.py").write_text(snippet.replace("my_store", name))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HOUSE / "tests"), str(HOUSE)]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "anyio.pytest_plugin", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-rA"]
+    told = subprocess.run([*command, str(tmp_path)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60).stdout
+
+    tests = {name for name in vars(StoreContract) if name.startswith("test_")}
+    passed = set(re.findall(r"^PASSED test_my_store.py::TestMyStore::(\w+)", told, re.MULTILINE))
+    assert passed == tests, told
+    assert "FAILED test_forgetful.py::TestMyStore::test_what_was_submitted_is_there_after_the_process_was_killed" in told

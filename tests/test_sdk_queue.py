@@ -1,12 +1,15 @@
 """The stock fal clients against a runner with a key: Python by both ways, JavaScript through the proxy.
 
 Checks 44, 45 and 63 to 66. Python finds the runner by its environment (way A), or by the gateway
-that stands in for fal's hosts (way B); JavaScript calls `/api/fal/proxy`.
+that stands in for fal's hosts (way B); JavaScript calls `/api/fal/proxy`. All of it over TLS. What is not here
+cannot be: by its environment alone Python does not find uploads and tokens, which go to hosts without a
+variable, and JavaScript has no realtime without a token (contract 7.10).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,7 +18,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from serving import Runner, serving
+from serving import HOUSE, Runner, serving, written
 from test_sdk_streams import APPS, certificate, node, packages
 
 __all__ = ["certificate", "packages"]  # fixtures
@@ -65,15 +68,17 @@ found["late"] = failed(lambda: fal_client.subscribe("local/sdk", {"prompt": "x"}
 for blocker in blockers: blocker.cancel()
 
 found["stream"] = [event["i"] for event in fal_client.stream("local/sdk", {"n": 3})]
-with fal_client.realtime("local/sdk", use_jwt=use_jwt) as connection:
-    connection.send({"n": 21})
-    found["realtime"] = connection.recv()
+found["realtime"] = []
+for jwt in ways:
+    with fal_client.realtime("local/sdk", use_jwt=jwt) as connection:
+        connection.send({"n": 21})
+        found["realtime"].append(connection.recv())
 
 def uploads(upload):
     urls = [upload(b"x" * size, "text/plain", file_name="x.txt") for size in (5, 12 * 1024 * 1024)]
     return [fal_client.subscribe("local/sdk/size", {"url": url}) for url in urls]
 
-if use_jwt:  # what goes to hosts that only the gateway stands in for
+if True in ways:  # what goes to hosts that only the gateway stands in for
     fal_client.client.MULTIPART_THRESHOLD = 10 * 1024 * 1024  # two parts will do
     found["uploads"] = uploads(fal_client.upload)
     found["async uploads"] = uploads(lambda *a, **k: asyncio.run(fal_client.upload_async(*a, **k)))
@@ -83,18 +88,23 @@ async def asynchronous():
     found["async run"] = await fal_client.run_async("local/sdk", arguments={"prompt": "a"})
     updates = []
     found["async subscribe"] = await fal_client.subscribe_async("local/sdk", {"prompt": "b"}, with_logs=True, on_queue_update=updates.append)
+    found["async logs"] = [line["message"] for line in updates[-1].logs]
     handle = await fal_client.submit_async("local/sdk", arguments={"prompt": "c"})
     found["async events"] = [type(event).__name__ async for event in handle.iter_events(with_logs=True, interval=0.02)][-1]
     found["async result"] = await handle.get()
+    found["async status"] = type(await fal_client.status_async("local/sdk", handle.request_id)).__name__
+    found["async again"] = await fal_client.result_async("local/sdk", handle.request_id)
     found["async cancel"] = None
     stopping = await fal_client.submit_async("local/sdk/gate", arguments={"path": gate + "-never"})
     await stopping.cancel()
     try: await stopping.get()
     except FalClientHTTPError as error: found["async cancel"] = error.status_code
     found["async stream"] = [event["i"] async for event in fal_client.stream_async("local/sdk", {"n": 3})]
-    async with fal_client.realtime_async("local/sdk", use_jwt=use_jwt) as connection:
-        await connection.send({"n": 21})
-        found["async realtime"] = await connection.recv()
+    found["async realtime"] = []
+    for jwt in ways:
+        async with fal_client.realtime_async("local/sdk", use_jwt=jwt) as connection:
+            await connection.send({"n": 21})
+            found["async realtime"].append(await connection.recv())
 
 asyncio.run(asynchronous())
 found["wrong key"] = failed(lambda: fal_client.SyncClient(key="wrong:key").run("local/sdk", arguments={"prompt": "a"}))[0]
@@ -110,38 +120,38 @@ def served(certificate: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         yield runner
 
 
-def python(use_jwt: bool, env: Mapping[str, str], gate: Path) -> dict[str, Any]:
-    """What the stock client finds, as the environment tells it where."""
+def python(use_jwt: tuple[bool, ...], env: Mapping[str, str], gate: Path) -> dict[str, Any]:
+    """What the stock client finds, as the environment tells it where; sockets with a token, without, or both."""
     inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     done = subprocess.run(
-        [sys.executable, "-c", f"use_jwt = {use_jwt}\n{SCRIPT}", str(gate)],
+        [sys.executable, "-c", f"ways = {use_jwt}\n{SCRIPT}", str(gate)],
         env={**inherited, "FAL_KEY": KEY, **env}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return dict(msgspec.json.decode(done.stdout.splitlines()[-1]))
 
 
-def assert_all_works(found: dict[str, Any]) -> None:
+def assert_all_works(found: dict[str, Any], sockets: int) -> None:
     assert found["run"] == found["async run"] == {"text": "A"}
     assert found["subscribe"] == found["async subscribe"] == {"text": "B"}
     assert found["no path"][::2] == [404, "Path /nowhere not found"]
-    assert found["logs"] == ["prompt is b"]
+    assert found["logs"] == found["async logs"] == ["prompt is b"]
     assert found["early"] in ("Queued", "InProgress")
-    assert found["seen"] == found["async events"] == "Completed"
+    assert found["seen"] == found["async status"] == found["async events"] == "Completed"
     assert found["result"] == found["again"] == "through"
-    assert found["async result"] == {"text": "C"}
+    assert found["async result"] == found["async again"] == {"text": "C"}
     assert found["cancelled"] == [499, "client_cancelled", "Request cancelled by the client."]
     assert (found["cancelled twice"], found["async cancel"], found["invalid"], found["wrong key"]) == (400, 499, 422, 401)
     assert found["late"][:2] == [504, "request_timeout"]
     assert found["stream"] == found["async stream"] == [0, 1, 2]
-    assert found["realtime"] == found["async realtime"] == {"n": 42}
+    assert found["realtime"] == found["async realtime"] == [{"n": 42}] * sockets
 
 
 def test_check_63_by_its_environment_the_python_client_finds_all(served: Runner, certificate: dict[str, Path], tmp_path: Path) -> None:
     hosts = {"FAL_RUN_HOST": f"localhost:{served.port}/run", "FAL_QUEUE_RUN_HOST": f"localhost:{served.port}/queue"}
 
-    found = python(False, {**hosts, "SSL_CERT_FILE": str(certificate["authority"])}, tmp_path / "gate")
-    assert_all_works(found)
+    found = python((False,), {**hosts, "SSL_CERT_FILE": str(certificate["authority"])}, tmp_path / "gate")
+    assert_all_works(found, sockets=1)
     assert found["picture"].startswith(f"https://localhost:{served.port}/files/")
 
 
@@ -149,17 +159,19 @@ def test_check_64_through_the_gateway_the_python_client_finds_all(tmp_path: Path
     arguments = ("--fal-gateway", "0", "--data-dir", str(tmp_path / "data"))
     with serving(f"{APPS / 'sdk.py'}:Sdk", *arguments, env={"RUNNER_AUTH_KEY": KEY}) as runner:
         printed = dict(runner.wait_for_printed(r"export (\w+)=(.+)", times=3))
-        found = python(True, {**printed, "FAL_KEY": KEY}, tmp_path / "gate")
+        found = python((True, False), {**printed, "FAL_KEY": KEY}, tmp_path / "gate")
         assert runner.stop() == 0
 
     assert list(printed) == ["HTTPS_PROXY", "SSL_CERT_FILE", "FAL_KEY"]
-    assert_all_works(found)
+    assert_all_works(found, sockets=2)
     assert found["uploads"] == found["async uploads"] == [{"size": 5}, {"size": 12 * 1024 * 1024}]
 
 
-def test_check_65_through_the_proxy_the_javascript_client_finds_all(packages: Path, tmp_path: Path) -> None:
-    with serving(f"{APPS / 'sdk.py'}:Sdk", "--data-dir", str(tmp_path), env={"RUNNER_AUTH_KEY": KEY}) as runner:
-        found = node("queue.cjs", packages, runner.url, KEY, str(tmp_path / "gate"))
+def test_check_65_through_the_proxy_the_javascript_client_finds_all(
+    served: Runner, certificate: dict[str, Path], packages: Path, tmp_path: Path
+) -> None:
+    url = f"https://localhost:{served.port}"
+    found = node("queue.cjs", packages, url, KEY, str(tmp_path / "gate"), authority=certificate["authority"])
 
     assert found["run"] == {"data": {"text": "NÉ"}, "hasId": True}
     assert found["subscribe"] == {"data": {"text": "B"}, "id": True}
@@ -174,6 +186,26 @@ def test_check_65_through_the_proxy_the_javascript_client_finds_all(packages: Pa
     assert found["stream"] == {"events": [0, 1, 2], "done": 2}
     assert found["realtime"] == {"n": 42}
     assert found["uploads"] == [{"size": 5}, {"size": 91 * 1024 * 1024}]
+
+
+def test_the_lines_of_the_readme_for_the_stock_clients_run_as_they_stand(packages: Path, tmp_path: Path) -> None:
+    """Its app, its one line of Python with what the gateway prints, its line of JavaScript; only ports are chosen here."""
+    readme = (HOUSE / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (line,) = re.findall(r"^    (python -c .+)$", readme, re.MULTILINE)
+    (config,) = re.findall(r"`(fal\.config\(.+\))`", readme)
+    app, script = written(tmp_path, block + "\ndef load_model(): return str.upper\n"), tmp_path / "readme.cjs"
+    with serving(f"{app}:MyApp", "--fal-gateway", "0", "--data-dir", str(tmp_path / "data")) as runner:
+        printed = dict(runner.wait_for_printed(r"export (\w+)=(.+)", times=3))
+        inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(line, shell=True, env={**inherited, **printed, "PATH": path}, capture_output=True, text=True, timeout=60)
+        call = 'fal.subscribe("local/my-app", {input: {prompt: "hello"}}).then((found) => console.log(JSON.stringify(found.data)));'
+        script.write_text(f'const {{ fal }} = require("@fal-ai/client");\n{config.replace(":8000", f":{runner.port}")};\n{call}\n')
+        found = node(str(script), packages)
+
+    assert (done.stdout, done.stderr) == ("{'text': 'HELLO'}\n", "")
+    assert found == {"text": "HELLO"}
 
 
 def test_check_66_the_proxy_refuses_what_is_not_fals(tmp_path: Path) -> None:

@@ -199,9 +199,11 @@ def packages() -> Path:
     return folder / "node_modules"
 
 
-def node(script: str, packages: Path, *arguments: str) -> Any:
+def node(script: str, packages: Path, *arguments: str, authority: Path | None = None) -> Any:
+    """What the script prints last. `authority`: whom it trusts besides."""
     command = ["node", str(Path(__file__).parent / "js" / script), *arguments]
-    done = subprocess.run(command, env={**os.environ, "NODE_PATH": str(packages)}, capture_output=True, text=True, timeout=60)
+    env = {**os.environ, "NODE_PATH": str(packages), **({"NODE_EXTRA_CA_CERTS": str(authority)} if authority else {})}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

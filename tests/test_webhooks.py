@@ -22,6 +22,7 @@ from runner.plugins.queue.webhooks import ATTEMPTS, Keys, Webhooks
 from runner.schemas.queue import JobMove
 from serving import GUARD_SECONDS, Runner, serving, written
 from stores import Disk, MemoryStore
+from structlog.testing import capture_logs
 
 APP = """
 import runner
@@ -200,3 +201,36 @@ def test_the_signing_key_stays_the_same_and_is_readable_by_its_owner_only(tmp_pa
 
     assert Keys(file).jwks() == Keys(file).jwks()
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+async def test_behaviour_47_one_webhook_that_cannot_even_be_tried_keeps_no_other(receiver: Receiver, tmp_path: Path) -> None:
+    store = await owing("http://[no-address")
+    await store.submit(job("two", webhook=receiver.url), b"{}")
+    await store.change("two", to(JobMove.FINISH, outcome=outcome(b"2")))
+
+    with capture_logs() as logged:
+        await delivered(store, receiver, tmp_path)
+
+    assert receiver.next().told["request_id"] == "two"
+    assert receiver.got.empty()
+    assert [line["request_id"] for line in logged if line["event"] == "webhook.given_up"] == ["one"]
+
+
+async def test_an_outbox_in_which_nothing_comes_to_its_end_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = await owing(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        webhooks = Webhooks(store, Keys(tmp_path / "key.pem"), allowed_hosts=["127.0.0.1"])
+        before = webhooks.stuck()
+        task = asyncio.ensure_future(webhooks.deliver())
+        with anyio.fail_after(GUARD_SECONDS):
+            caller, _ = await anyio.to_thread.run_sync(silent.accept)
+        under_way = webhooks.stuck()
+        monkeypatch.setattr("runner.plugins.queue.webhooks.STUCK_SECONDS", 0.0)
+        stuck = webhooks.stuck()
+        caller.close()
+        task.cancel()
+        await asyncio.wait([task])
+
+    assert (before, under_way) == (None, None)
+    assert stuck is not None
+    assert stuck.startswith("no webhook came to its end")

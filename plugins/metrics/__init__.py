@@ -46,6 +46,7 @@ class Plugin:
         def answer(request: Request) -> Response:
             from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+            request.quiet = True
             return Response(generate_latest(self.registry()), media_type=CONTENT_TYPE_LATEST)
 
         return [Route(method="GET", path="/metrics", answer=answer)]

@@ -13,7 +13,7 @@ import structlog
 
 from ...schemas.events import Finished
 from ..logs import Terminal, channel
-from .lines import LEVELS, PROBES, Console, Json, access_line
+from .lines import LEVELS, Console, Json, access_line
 from .output import Output
 
 BATCH_SECONDS = 0.01  # at most so late is a request's line
@@ -83,7 +83,7 @@ def write_access(renderer: Json | Console, batch: list[tuple[float, Finished]]) 
     if renderer.level > logging.INFO:
         return
     if renderer.level > logging.DEBUG:
-        batch = [b for b in batch if b[1].endpoint is not None or b[1].path not in PROBES]
+        batch = [b for b in batch if not b[1].quiet]
     if batch:
         Terminal(channel.stream).msg(renderer.access(batch))
 

@@ -20,7 +20,6 @@ from ..logs import Foreign, channel
 from .output import behind, output_now
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 BOLD, DIM, CYAN, GREEN, YELLOW, RED, PLAIN = (f"\x1b[{n}m" for n in (1, 2, 36, 32, 33, 31, 0))
 
 EventDict = MutableMapping[str, Any]
@@ -115,7 +114,7 @@ def access_line(when: float, record: Finished) -> AccessLine:
     """Called for every request: the plain case comes first and is the short one."""
     line = AccessLine(
         timestamp=datetime.fromtimestamp(when, UTC),
-        level="debug" if record.endpoint is None and record.path in PROBES else "info",
+        level="debug" if record.quiet else "info",
         event="request.finished",
         request_id=record.request_id,
         method=record.method,
@@ -209,7 +208,7 @@ class Console:
             self._second = second
             self._clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
         path, endpoint, status = record.path, record.endpoint, record.status
-        level = "debug    " if endpoint is None and path in PROBES else "info     "
+        level = "debug    " if record.quiet else "info     "
         told = f"ms={int(record.seconds * 100_000 + 0.5) / 100} bytes={record.bytes_out}"
         if record.waited >= 0.0005:
             told += f" waited_ms={_ms(record.waited)}"

@@ -2,17 +2,17 @@
 
 `answering` speaks HTTP, `dispatching` moves jobs from `line` through the app's places to their
 end, `sqlite` keeps them; `retries` says what is tried again and `runner.schemas.queue` where a job
-can stand; `webhooks` tells of the end. Nothing is written to the data folder before the first submit. Another store may take
-SQLite's place (hook `queue_store`); the jobs of one store belong to one process at a time.
+can stand; `webhooks` tells of the end, from when `outbox` says. Nothing is written to the data folder before the
+first submit. Another store may take SQLite's place (hook `queue_store`); the jobs of one store belong to one
+process at a time.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -22,25 +22,31 @@ from ...schemas.problems import ConfigError, HTTPError, ServerError
 from ...schemas.queue import QueueStore
 from ...schemas.request import Request
 from ...schemas.response import Response, json_response
-from ...schemas.service import Mount, Route, ServiceView
+from ...schemas.service import Check, Mount, Route, ServiceView
 from ..hookspecs import hookimpl
 from .answering import Answers
 from .dispatching import Dispatcher
+from .outbox import Outbox, signing_key_of
 from .retries import wanted
 from .sqlite import SqliteStore
 
-if TYPE_CHECKING:
-    from .webhooks import Webhooks
 
-# The hooks are asked apart and must come to the same dispatcher.
-_dispatchers: WeakKeyDictionary[ServiceView, Dispatcher] = WeakKeyDictionary()
+class Parts(NamedTuple):
+    """What the queue of one service is made of."""
+
+    dispatcher: Dispatcher
+    outbox: Outbox
 
 
-def dispatcher_of(service: ServiceView) -> Dispatcher:
-    if service not in _dispatchers:
+# The hooks are asked apart and must come to the same parts.
+_parts: WeakKeyDictionary[ServiceView, Parts] = WeakKeyDictionary()
+
+
+def parts_of(service: ServiceView) -> Parts:
+    if service not in _parts:
         assert service.queue_store is not None  # ours answers for want of another
-        _dispatchers[service] = Dispatcher(service, service.queue_store)
-    return _dispatchers[service]
+        _parts[service] = Parts(Dispatcher(service, service.queue_store), Outbox(service, service.queue_store))
+    return _parts[service]
 
 
 @hookimpl
@@ -55,7 +61,8 @@ def register_routes(service: ServiceView) -> list[Route]:
         wanted({}, service.app.options)
     except ServerError as error:
         raise ConfigError(f"{service.app.name}.{error}") from None
-    service.tallies["queue"] = dispatcher_of(service).tally
+    dispatcher, outbox = parts_of(service)
+    service.tallies["queue"] = lambda: {**dispatcher.tally(), **outbox.tally()}
 
     async def jwks(request: Request) -> Response:
         from .webhooks import Keys
@@ -66,7 +73,7 @@ def register_routes(service: ServiceView) -> list[Route]:
         except (ImportError, OSError) as error:
             raise HTTPError(503, f"webhooks are not signed here: {error}") from error
 
-    return [*Answers(service, dispatcher_of(service)).routes(), Route(method="GET", path="/.well-known/jwks.json", answer=jwks)]
+    return [*Answers(service, dispatcher).routes(), Route(method="GET", path="/.well-known/jwks.json", answer=jwks)]
 
 
 @hookimpl
@@ -78,11 +85,13 @@ def mount_app(service: ServiceView) -> list[Mount]:
 
 @hookimpl
 def observe_output(service: ServiceView) -> OnOutput | None:
-    return None if service.app.options.private_logs else dispatcher_of(service).on_output
+    return None if service.app.options.private_logs else parts_of(service).dispatcher.on_output
 
 
-def signing_key_of(service: ServiceView) -> Path:
-    return Path(service.settings.data_dir) / "webhooks.pem"
+@hookimpl
+def health_checks(service: ServiceView) -> Mapping[str, Check]:
+    dispatcher, outbox = parts_of(service)
+    return {"queue": dispatcher.check, "webhooks": outbox.check}
 
 
 @hookimpl
@@ -93,30 +102,10 @@ def lifespan(service: ServiceView) -> AbstractAsyncContextManager[None]:
 @asynccontextmanager
 async def running(service: ServiceView) -> AsyncIterator[None]:
     """Run jobs, and deliver their webhooks from the first that is owed."""
-    dispatcher = dispatcher_of(service)
-    started: list[Webhooks] = []
-    delivering: list[asyncio.Task[None]] = []
-
-    def look() -> None:
-        if not started:
-            from .webhooks import (  # not before: they would cost every cold start some milliseconds
-                Keys,
-                Webhooks,
-            )
-
-            allowed, signers, blame = service.settings.allow_private_hosts, service.webhook_signers, service.failures.blame
-            keys = Keys(signing_key_of(service))
-            started.append(Webhooks(dispatcher.store, keys, allowed_hosts=allowed, signers=signers, blame=blame))
-            delivering.append(asyncio.get_running_loop().create_task(started[0].deliver()))
-        started[0].look()
-
-    dispatcher.on_open = look
-    dispatcher.on_over = lambda job: look() if job.webhook else None
+    dispatcher, outbox = parts_of(service)
+    dispatcher.on_open, dispatcher.on_over = outbox.begin, outbox.ended
     async with dispatcher.running():
         try:
             yield
         finally:
-            for task in delivering:
-                task.cancel()
-            if delivering:
-                await asyncio.wait(delivering)
+            await outbox.end()

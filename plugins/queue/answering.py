@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 from uuid import uuid4
@@ -21,7 +21,8 @@ from ...schemas.request import Request
 from ...schemas.response import EVENTS, Response, json_response
 from ...schemas.routes import compiled
 from ...schemas.service import Route, ServiceView
-from .dispatching import Dispatcher, Live
+from .dispatching import Dispatcher
+from .live import Live
 from .retries import wanted
 
 LONGEST_ID = 100
@@ -34,6 +35,7 @@ OURS = frozenset({  # headers that are not the endpoint's
     "transfer-encoding", "upgrade", "x-fal-idempotency-key", "x-fal-no-retry", "x-fal-queue-priority",
     "x-fal-request-id", "x-fal-retry-config", "x-fal-store-io", "x-fal-target-url",
 })  # fmt: skip
+WISHES = frozenset({"x-fal-no-retry", "x-fal-retry-config"})
 OUR_QUERY = ("fal_webhook", "fal_max_queue_length", "fal_jwt_token")
 CANCEL_STATUS = {"OK": 200, "CANCELLATION_REQUESTED": 202, "ALREADY_COMPLETED": 400, "NOT_FOUND": 404}
 WIRE = {JobState.WAITING: "IN_QUEUE", JobState.RUNNING: "IN_PROGRESS"}  # everything else: COMPLETED
@@ -47,6 +49,7 @@ class Answers:
         self._service, self._dispatcher = service, dispatcher
         self._app_id = service.settings.app_id or f"local/{service.app.alias}"
         self._origins = Origins(service.settings.trusted_proxy)
+        self._retries = wanted({}, service.app.options)  # where the caller wishes nothing
         self._paths = [compiled(endpoint.path) for endpoint in service.endpoints]
 
     def routes(self) -> list[Route]:
@@ -99,7 +102,7 @@ class Answers:
             key=_digest(headers.get("authorization", "").encode(), key.encode()) if key else None,
             digest=_digest(path.encode(), query.encode(), request.body) if key else "",
             keeps=headers.get("x-fal-store-io", "").strip() != "0",
-            retries=wanted(headers, self._service.app.options),
+            retries=wanted(headers, self._service.app.options) if WISHES & headers.keys() else self._retries,
         )
 
     def _endpoint_path(self, request: Request) -> str:
@@ -138,10 +141,8 @@ class Answers:
             return json_response(NO_SUCH_REQUEST, status=404)
         request.id = live.job.id
         if match["what"] == "status":
-            logs = live.logs if _wants_logs(request) else []
-            status = self._status(request, live.job, logs)
-            if live.job.state is JobState.RUNNING and (progress := live.progress()) is not None:
-                status["progress"] = progress
+            request.quiet = True
+            status = self._status(request, live, live.logs if _wants_logs(request) else [])
             return json_response(status, status=200 if live.job.is_over else 202)
         if match["what"] == "status/stream":
             self._service.running_now.only_reads(request)
@@ -178,11 +179,14 @@ class Answers:
         before = path[:at].removeprefix(request.scope.get("root_path", "")) if at > 0 else ""
         return f"{self._origins.of(request)}{before}/{self._app_id}"
 
-    def _status(self, request: Request, job: Job, logs: list[LogLine]) -> dict[str, Any]:
+    def _status(self, request: Request, live: Live, logs: Sequence[LogLine]) -> dict[str, Any]:
+        job = live.job
         told = self._told(request, job)
         if job.state is JobState.WAITING:
             return told
         told["logs"] = logs
+        if (progress := live.progress()) is not None:
+            told["progress"] = progress
         if job.is_over:
             seconds = job.ended - job.began if job.ended is not None and job.began is not None else 0.0
             told["metrics"] = {"inference_time": round(max(0.0, seconds), 6)}
@@ -194,8 +198,8 @@ class Answers:
         """The status after every change; each log line once, since the clients append them (contract 7.5)."""
         news = self._dispatcher.watch(live)
         try:
-            async for job, lines in news:
-                status = msgspec.to_builtins(self._status(request, job, lines if logs else []))
+            async for lines in news:
+                status = msgspec.to_builtins(self._status(request, live, lines if logs else []))
                 yield f"data: {json.dumps(status)}\n\n".encode()
         finally:
             await news.aclose()

@@ -155,6 +155,17 @@ class StoreContract:
         assert await store.deliveries() == []
         await store.close()
 
+    async def test_a_store_that_is_well_passes_its_check_and_keeps_what_it_has(self, reopen: Reopen) -> None:
+        store = reopen()
+        await store.open()
+        await store.submit(job(), b"{}")
+        await store.check()
+        loaded = await store.load("one")
+        assert loaded is not None
+        assert loaded.state is JobState.WAITING
+        assert [found.id for found in await store.open()] == ["one"]
+        await store.close()
+
     async def test_old_jobs_go_and_then_the_oldest_until_all_fits(self, reopen: Reopen) -> None:
         store = reopen()
         await store.open()

@@ -17,17 +17,14 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 from typing import Any, Literal
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import anyio
 import msgspec
 
-from ...schemas.asgi import Message, Scope
 from ...schemas.health import State
-from ...schemas.problems import RequestCancelled, ServerError, stopped_problem
+from ...schemas.problems import ConfigError, RequestCancelled, ServerError, stopped_problem
 from ...schemas.queue import (
     ENDS,
     Job,
@@ -37,6 +34,7 @@ from ...schemas.queue import (
     JobState,
     LogLine,
     QueueStore,
+    StoreTaken,
     Unstorable,
 )
 from ...schemas.request import Request
@@ -46,16 +44,16 @@ from ...schemas.service import ServiceView
 from ..cancellation import Token
 from ..eventlog import EventLog
 from ..logs import get_logger
+from .attempt import Answer, internal_error, lost, problem_of, scope_of
 from .line import Line
+from .live import Live
 from .retries import CRASHES, is_tried_again, may_run_after_crash, pause
 
 log = get_logger("runner.queue")
 
 RECENT = 1000  # ended jobs that are kept at hand, so that the last polls cost no look into the store
-LOG_LINES = 10_000  # kept of one job
 LINES_AT_HAND = 200  # of an ended job; one with more is looked up in the store
 MOST_EVENTS_PER_SECOND = 10_000  # of one job, in the mean
-PROGRESS_WITHIN = 100  # newest events, among which a status looks for progress
 UNSTORABLE_SECONDS = 1.0  # until the next try at what the store refused
 SWEEP_SECONDS = 60.0
 LET_GO_SECONDS = 3600.0  # for which a result is there that its caller wanted not to be kept (contract 7.7)
@@ -71,37 +69,6 @@ class Refused(Exception):
     """The store does not let this attempt begin: the job ended in the same moment."""
 
 
-class Live:
-    """One job as this process sees it: what was last stored of it, and who looks at it."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.logs: list[LogLine] = []
-        self.request: Request | None = None  # of the attempt that is under way
-        self.timer: asyncio.TimerHandle | None = None  # its start timeout
-        self.watchers: set[asyncio.Event] = set()
-        self.log: EventLog | None = None  # made when somebody reads it, or when the job is on its way
-        self.start = 0  # of the log's numbers: above those that the log of an earlier process had
-
-    def event_log(self) -> EventLog:
-        if self.log is None:
-            self.log = EventLog(self.job.id, start=self.start)
-            self.log.append("queued")
-        return self.log
-
-    def progress(self) -> Any:
-        """How far it is, as the app told last; None when it did not."""
-        if self.log is None:
-            return None
-        events = self.log.since(max(0, self.log.last - PROGRESS_WITHIN))
-        told = (msgspec.json.decode(event.data) for event in reversed(events) if event.kind == "progress")
-        return next((progress for progress in told if "done" in progress), None)
-
-    def changed(self) -> None:
-        for watcher in self.watchers:
-            watcher.set()
-
-
 class Dispatcher:
     """The owner of all jobs that are not over. Lives on the event loop, between `running()`'s ends."""
 
@@ -112,6 +79,7 @@ class Dispatcher:
         self._live: dict[str, Live] = {}
         self._line = Line(clock)
         self._watched: set[Live] = set()
+        self._running = 0
         self._out: set[str] = set()  # taken out of the line, on their way through a place
         self._recent: OrderedDict[str, Live] = OrderedDict()
         self._seconds: dict[str, float] = {}  # a run of each path takes, in the mean
@@ -121,21 +89,25 @@ class Dispatcher:
         self._opening = anyio.Lock()
         self._is_open = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._unavailable = ""  # why the store could not be opened
         self.on_open: Callable[[], object] = lambda: None  # told when the store is open
         self.on_over: Callable[[Job], object] = lambda job: None  # told of every end
         self._ended = dict.fromkeys(sorted(ENDS), 0)  # how many jobs, since the start
-        self._waited = 0.0  # seconds, by those that have begun since the start
+        self._begun, self._waited = 0, 0.0  # attempts since the start, and seconds from submit to each
 
     # --- from start to stop
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Take jobs up where the last process left them; leave them so that the next one can."""
+        """Take jobs up where the last process left them; leave them so that the next one can.
+
+        Raises ConfigError on entering when another process has the store.
+        """
         self._loop = asyncio.get_running_loop()
         self._service.logs.also_in(self._log_of)
         self._service.health.watch(self._on_state)
         if self.store.exists:
-            self._keep(self._open_until_it_works())
+            await self._open_or_say_why()
         try:
             yield
         finally:
@@ -158,8 +130,11 @@ class Dispatcher:
         """Open the store and recover its jobs, unless that was done. Raises Unstorable."""
         async with self._opening:
             if not self._is_open:
-                jobs = await self.store.open()
-                await self._recover(jobs)
+                try:
+                    await self._recover(await self.store.open())
+                except Unstorable as error:
+                    self._unavailable = str(error)
+                    raise
                 self._is_open = True
                 self._keep(self._sweep_now_and_then())
                 self.on_open()
@@ -169,16 +144,35 @@ class Dispatcher:
     def is_open(self) -> bool:
         return self._is_open
 
-    async def _open_until_it_works(self) -> None:
-        told = ""
+    async def _open_or_say_why(self) -> None:
+        try:
+            await self.open()
+        except StoreTaken as error:
+            await self.store.close()
+            raise ConfigError(str(error)) from None
+        except Unstorable as error:
+            log.warning("queue.unavailable", problem=str(error))
+            self._keep(self._open_until_it_works(str(error)))
+
+    async def _open_until_it_works(self, told: str) -> None:
         while True:
+            await asyncio.sleep(UNSTORABLE_SECONDS)
             try:
                 return await self.open()
             except Unstorable as error:
                 if str(error) != told:
                     told = str(error)
                     log.warning("queue.unavailable", problem=told)
-            await asyncio.sleep(UNSTORABLE_SECONDS)
+
+    async def check(self) -> str | None:
+        """What keeps new jobs from being kept, or None. Nothing does before the first one was submitted."""
+        if not self._is_open:
+            return self._unavailable or None
+        try:
+            await self.store.check()
+        except Unstorable as error:
+            return str(error)
+        return None
 
     async def _recover(self, jobs: Sequence[Job]) -> None:
         """Settle what ran when the last process died; let wait what waited."""
@@ -267,12 +261,13 @@ class Dispatcher:
         return len(self._live) - self.running_count()
 
     def running_count(self) -> int:
-        return sum(1 for id in self._out if (live := self._live.get(id)) is not None and live.job.state is JobState.RUNNING)
+        return self._running
 
     def tally(self) -> dict[str, float]:
         """For `/health` and `/metrics`: who waits and runs now, and how jobs ended since the start."""
         ended = {f"{state}_total": float(count) for state, count in self._ended.items()}
-        return {"waiting": self.waiting(), "running": self.running_count(), **ended, "waited_seconds_total": round(self._waited, 3)}
+        now = {"waiting": self.waiting(), "running": self.running_count()}
+        return {**now, **ended, "begun_total": self._begun, "waited_seconds_total": round(self._waited, 3)}
 
     def position(self, job: Job) -> int:
         """How many begin before `job` does, 0 for the next."""
@@ -285,24 +280,24 @@ class Dispatcher:
         mean = self._seconds.get(job.path)
         return None if mean is None else round((self.position(job) + 1) * mean / self._places, 3)
 
-    async def watch(self, live: Live) -> AsyncGenerator[tuple[Job, list[LogLine]], None]:
-        """The job now and after every change, with the lines it has logged since. The last one is its end."""
+    async def watch(self, live: Live) -> AsyncGenerator[Sequence[LogLine], None]:
+        """Now and after every change or progress of the job: the lines it has logged since. The last time is its end."""
         news, told, shown = asyncio.Event(), 0, None
-        live.watchers.add(news)
+        live.watched_by(news)
         self._watched.add(live)
         try:
             while True:
                 news.clear()
                 job, lines = live.job, live.logs[told:]
-                state = (job.state, job.attempts, None if job.is_over else self.position(job))
+                state = (job.state, job.attempts, None if job.is_over else self.position(job), live.progress())
                 if lines or state != shown:
                     told, shown = told + len(lines), state
-                    yield job, lines
+                    yield lines
                 if job.is_over:
                     return
                 await news.wait()
         finally:
-            live.watchers.discard(news)
+            live.left_by(news)
             if not live.watchers:
                 self._watched.discard(live)
 
@@ -313,15 +308,7 @@ class Dispatcher:
     def on_output(self, id: str | None, stream: str, line: str, when: float) -> None:
         """A line that the app printed; called in the thread that did."""
         live = self._live.get(id) if id is not None else None
-        if live is None or len(live.logs) > LOG_LINES:
-            return
-        told = line if len(live.logs) < LOG_LINES else f"what comes after {LOG_LINES} lines is not kept"
-        labels = {"fal_request_id": live.job.id, "fal_endpoint": live.job.path}
-        entry = LogLine(message=told, level=stream.upper(), timestamp=iso(when), labels=labels)
-        live.logs.append(entry)
-        if live.log is not None:
-            live.log.append("log", entry)
-        if live.watchers and self._loop is not None:
+        if live is not None and live.add_line(line, stream, when) and live.watchers and self._loop is not None:
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(live.changed)
 
@@ -411,6 +398,7 @@ class Dispatcher:
                 if not await self._change(live, JobChange(move=JobMove.BEGIN, at=self._clock())):
                     raise Refused
                 self._waited += max(0.0, self._clock() - live.job.submitted)
+                self._begun += 1
             except (Refused, Unstorable) as error:
                 trouble.append(error)
                 raise RequestCancelled from error  # nobody reads the answer
@@ -418,6 +406,7 @@ class Dispatcher:
         request = Request(live.job.id, scope=scope_of(live.job), path=live.job.path, token=Token())
         request.begin, request.log = begin, live.event_log()
         live.request = request
+        live.begin_logs()
         answer = Answer(body)
         await self._service.perform(request, answer.receive, answer.send)
         async with noting:  # a stop answers at once, also while it is being noted that the work begins
@@ -497,6 +486,9 @@ class Dispatcher:
         moved = await self.store.change(live.job.id, with_logs(change, live.logs))
         if moved is None:
             return False
+        if live.job.is_over:  # another change of the same moment was told first, and is the later one
+            return True
+        self._running += (moved.state is JobState.RUNNING) - (live.job.state is JobState.RUNNING)
         live.job = moved
         live.changed()
         return True
@@ -557,86 +549,7 @@ class Dispatcher:
         task.add_done_callback(tasks.discard)
 
 
-class Answer:
-    """What the service sends for a job, put together; ASGI's two functions for a request without a wire."""
-
-    def __init__(self, body: bytes) -> None:
-        self._input: bytes | None = body
-        self.status = 500
-        self.headers: dict[str, str] = {}
-        self.body = bytearray()
-
-    @property
-    def media_type(self) -> str | None:
-        return self.headers.get("content-type")
-
-    async def receive(self) -> Message:
-        if self._input is None:
-            await anyio.sleep_forever()  # a job has no client who could hang up
-        body, self._input = self._input, None
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in message["headers"]}
-        else:
-            self.body += message.get("body", b"")
-
-
-def scope_of(job: Job) -> Scope:
-    """The ASGI scope of a job: a POST to its endpoint where its caller found us, with the headers that came with it."""
-    origin = urlsplit(job.origin)
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in job.headers]
-    headers.append((b"x-fal-request-id", job.id.encode("latin-1")))
-    if origin.netloc:
-        headers.append((b"host", origin.netloc.encode("latin-1", "replace")))
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": origin.scheme or "http",
-        "path": origin.path + job.path,
-        "raw_path": (origin.path + job.path).encode(),
-        "query_string": job.query.encode("latin-1"),
-        "root_path": origin.path,
-        "headers": headers,
-        "client": None,
-        "server": None,
-    }
-
-
 def with_logs(change: JobChange, logs: Sequence[LogLine]) -> JobChange:
     if change.outcome is None or change.outcome.logs or not logs:
         return change
     return msgspec.structs.replace(change, outcome=msgspec.structs.replace(change.outcome, logs=tuple(logs)))
-
-
-def problem_of(answer: Response | Answer) -> tuple[str, str]:
-    """`error` and `error_type` of a failed job, for its status (contract 7.4, 7.8)."""
-    error_type = answer.headers.get("x-fal-error-type")
-    try:
-        body = msgspec.json.decode(bytes(answer.body))
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        body = None
-    detail = body.get("detail") if isinstance(body, dict) else None
-    if isinstance(detail, list):
-        detail = "; ".join(str(fault.get("msg", fault)) if isinstance(fault, dict) else str(fault) for fault in detail)
-    if error_type is None:
-        error_type = {499: "client_cancelled", 504: "request_timeout", 503: "runner_server_error"}.get(
-            answer.status, "runner_server_error" if answer.status >= 500 else "bad_request"
-        )
-    return str(detail or f"Invalid status code: {answer.status}"), error_type
-
-
-def lost(told: str) -> Response:
-    return ServerError(503, told, "runner_disconnected").response()
-
-
-def internal_error() -> Response:
-    return ServerError(500, "Internal Server Error", "internal_error").response()
-
-
-def iso(when: float) -> str:
-    return datetime.fromtimestamp(when, UTC).isoformat()

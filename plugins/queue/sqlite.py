@@ -1,27 +1,19 @@
 """The queue's own store: one SQLite database below the data folder, no server to start.
 
-One thread owns the connection. It takes whatever has been asked since it last looked and commits
-it as one transaction, so that many callers share one commit; the event loop never waits for the
-disk. Payloads above `INLINE_BYTES` are files of their own, written before the row that names
-them. With `durability = "process"` what is acknowledged survives the death of the process, with
-"power" also that of the machine (each commit then waits for the disk).
-
-Some space is held in reserve: when the disk is full, submits are refused and the reserve lets
-running jobs end. Two processes cannot share a folder: the second finds it locked.
+`commits` owns the connection and lets many callers share one commit. Payloads above `INLINE_BYTES`
+are files of their own, written before the row that names them. With `durability = "process"` what is
+acknowledged survives the death of the process, with "power" also that of the machine (each commit
+then waits for the disk).
 """
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
 import os
-import queue
 import sqlite3
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 from uuid import uuid4
 
 import anyio
@@ -37,12 +29,10 @@ from ...schemas.queue import (
     Unstorable,
     advance_job,
 )
+from .commits import RESERVE_BYTES, Committer, unstorable
 
 INLINE_BYTES = 64 * 1024
-LARGEST_BATCH = 512  # changes that share a commit
 SWEPT_AT_ONCE = 200  # jobs; between two such steps others are served
-RESERVE_BYTES = 4 * 1024 * 1024
-PAGES_IN_WAL = 4000  # of 4 KiB, before they are moved into the database: 16 MiB
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -101,36 +91,26 @@ class Payload(NamedTuple):
 decode_about = msgspec.msgpack.Decoder(About).decode
 
 
-class Operation:
-    """Something to do in the next transaction, and who waits for it."""
-
-    __slots__ = ("do", "future", "is_vital")
-
-    def __init__(self, do: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any], *, is_vital: bool) -> None:
-        self.do, self.future, self.is_vital = do, future, is_vital
-
-
 class SqliteStore:
-    """A `QueueStore` in one folder. Its thread starts with the first call and ends with `close`."""
+    """A `QueueStore` in one folder."""
 
     def __init__(self, folder: Path, *, durability: Literal["process", "power"] = "process") -> None:
         self._folder, self._payloads = folder, folder / "payloads"
         self._power = durability == "power"
-        self._asked: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._connection: sqlite3.Connection | None = None  # this and what follows: the thread's
-        self._lock: int | None = None
-        self._is_full = False  # the reserve was let go
+        self._committer = Committer(folder, TABLES, VERSION, power=self._power)
+        self._do = self._committer.do
+        self._number = 0  # of the newest job; the committer's thread's
 
     @property
     def exists(self) -> bool:
         """Whether a runner kept jobs here before."""
-        return (self._folder / "queue.db").exists()
+        return self._committer.file.exists()
 
     # --- the store
 
     async def open(self) -> Sequence[Job]:
         def unfinished(connection: sqlite3.Connection) -> list[Job]:
+            self._number = max(self._number, connection.execute("SELECT coalesce(max(number), 0) FROM jobs").fetchone()[0])
             rows = connection.execute("SELECT record FROM jobs WHERE ended IS NULL ORDER BY number")
             return [decode_job(record) for (record,) in rows]
 
@@ -142,18 +122,19 @@ class SqliteStore:
         inline, file = await self._placed(body)
 
         def insert(connection: sqlite3.Connection) -> Job:
-            if self._is_full:
+            if self._committer.is_full:
                 raise Unstorable("the disk is full")
             if job.key is not None and (known := _by_key(connection, job.key)) is not None:
                 return known
-            if _load(connection, job.id) is not None:
-                raise KeyError(job.id)
-            number = connection.execute("SELECT coalesce(max(number), 0) + 1 FROM jobs").fetchone()[0]
-            kept = msgspec.structs.replace(job, number=number)
-            connection.execute(
-                "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, NULL, ?, ?)",
-                (number, kept.id, kept.key, kept.state, encode(kept), kept.keeps, len(body)),
-            )
+            self._number += 1
+            kept = msgspec.structs.replace(job, number=self._number)
+            try:
+                connection.execute(
+                    "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, NULL, ?, ?)",
+                    (kept.number, kept.id, kept.key, kept.state, encode(kept), kept.keeps, len(body)),
+                )
+            except sqlite3.IntegrityError:  # which leaves the rest of the transaction as it was
+                raise KeyError(job.id) from None
             connection.execute("INSERT INTO payloads VALUES (?, 'input', NULL, ?, ?)", (kept.id, inline, file))
             return kept
 
@@ -260,15 +241,23 @@ class SqliteStore:
             count += int(gone)
             if not gone:
                 break
-        if self._is_full:
-            await self._do(lambda _: self._make_reserve())
+        if self._committer.is_full:
+            await self._do(lambda _: self._committer.make_reserve())
         return count
 
+    async def check(self) -> None:
+        def write(connection: sqlite3.Connection) -> None:
+            if self._committer.is_full:
+                self._committer.make_reserve()
+            left = os.statvfs(self._folder)
+            if left.f_bavail * left.f_frsize < RESERVE_BYTES:
+                raise Unstorable(f"less than {RESERVE_BYTES >> 20} MiB are left: {self._folder}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+
+        await self._do(write)
+
     async def close(self) -> None:
-        if self._thread is not None:
-            self._asked.put(None)
-            await anyio.to_thread.run_sync(self._thread.join)
-            self._thread = None
+        await self._committer.close()
 
     # --- payloads that are files
 
@@ -285,7 +274,7 @@ class SqliteStore:
         try:
             return await anyio.to_thread.run_sync((self._payloads / payload.file).read_bytes)
         except OSError as error:
-            raise _unstorable(error, self._payloads) from error
+            raise unstorable(error, self._payloads) from error
 
     def _write(self, body: bytes) -> str:
         file = self._payloads / uuid4().hex
@@ -300,7 +289,7 @@ class SqliteStore:
         except OSError as error:
             with suppress(OSError):
                 file.unlink()
-            raise _unstorable(error, self._payloads) from error
+            raise unstorable(error, self._payloads) from error
 
     async def _remove(self, file: str | None) -> None:
         if file is not None:
@@ -313,150 +302,6 @@ class SqliteStore:
             if file.name not in named:
                 with suppress(OSError):
                     file.unlink()
-
-    # --- the thread
-
-    async def _do(self, do: Callable[[sqlite3.Connection], Any], *, is_vital: bool = False) -> Any:
-        loop = asyncio.get_running_loop()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, args=(loop,), name="runner-queue", daemon=True)
-            self._thread.start()
-        operation = Operation(do, loop.create_future(), is_vital=is_vital)
-        self._asked.put(operation)
-        return await operation.future
-
-    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        ends = False
-        while not ends:
-            batch = [self._asked.get()]
-            with suppress(queue.Empty):
-                while len(batch) < LARGEST_BATCH:
-                    batch.append(self._asked.get_nowait())
-            ends = None in batch  # from `close`, and so the last
-            operations = [operation for operation in batch if operation is not None]
-            results = self._all(operations)
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(_tell, operations, results)
-            del batch, operations, results  # bodies, while nobody asks
-        self._shut()
-
-    def _all(self, batch: list[Operation]) -> list[Any]:
-        """Do all of `batch` in one transaction, or each in its own when one of them spoils it."""
-        try:
-            return self._commit(batch)
-        except Exception as error:
-            if len(batch) > 1:
-                return [self._all([operation])[0] for operation in batch]
-            if isinstance(error, (sqlite3.Error, OSError)):
-                if batch[0].is_vital and self._let_reserve_go(error):
-                    return self._all(batch)
-                return [_unstorable(error, self._folder)]
-            return [error]
-
-    def _commit(self, batch: list[Operation]) -> list[Any]:
-        if not batch:
-            return []
-        connection = self._opened()
-        results: list[Any] = []
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            for operation in batch:
-                try:
-                    results.append(operation.do(connection))
-                except (KeyError, Unstorable) as error:  # raised before anything was written
-                    results.append(error)
-            connection.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
-        return results
-
-    def _opened(self) -> sqlite3.Connection:
-        if self._connection is not None:
-            return self._connection
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
-        connection = sqlite3.connect(self._folder / "queue.db", isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(f"PRAGMA synchronous = {'FULL' if self._power else 'NORMAL'}")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {PAGES_IN_WAL}")
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                raise Unstorable(f"{self._folder} was written by a newer runner; give another --data-dir")
-            connection.executescript(TABLES)
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-            self._make_reserve()
-        except BaseException:
-            connection.close()
-            raise
-        self._connection = connection
-        return connection
-
-    def _take_lock(self) -> None:
-        if self._lock is not None:
-            return
-        lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.read(lock, 20).decode("ascii", "replace")
-            os.close(lock)
-            raise Unstorable(f"{self._folder} is used by another runner (pid {pid}); give one of them another --data-dir") from None
-        os.truncate(lock, 0)
-        os.write(lock, str(os.getpid()).encode())
-        self._lock = lock
-
-    def _make_reserve(self) -> None:
-        reserve = self._folder / "reserve"
-        if not reserve.exists() or reserve.stat().st_size < RESERVE_BYTES:
-            try:
-                with reserve.open("wb") as opened:
-                    os.posix_fallocate(opened.fileno(), 0, RESERVE_BYTES)
-            except OSError:
-                with suppress(OSError):
-                    reserve.unlink()
-                raise
-        self._is_full = False
-
-    def _let_reserve_go(self, error: Exception) -> bool:
-        """Make room for what must be kept; False when that is not the trouble, or was done before."""
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) or self._is_full:
-            return False
-        self._is_full = True
-        with suppress(OSError):
-            (self._folder / "reserve").unlink()
-            return True
-        return False
-
-    def _shut(self) -> None:
-        if self._connection is not None:
-            with suppress(sqlite3.Error):
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._connection.close()
-            self._connection = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-
-def _tell(batch: list[Operation], results: list[Any]) -> None:
-    for operation, result in zip(batch, results, strict=True):
-        if operation.future.done():
-            continue
-        if isinstance(result, Exception):
-            operation.future.set_exception(result)
-        else:
-            operation.future.set_result(result)
-
-
-def _unstorable(error: Exception, folder: Path) -> Unstorable:
-    problem = error.strerror if isinstance(error, OSError) else str(error)
-    unstorable = Unstorable(f"{problem}: {folder}")
-    unstorable.__cause__ = error
-    return unstorable
 
 
 def _load(connection: sqlite3.Connection, id: str) -> Job | None:

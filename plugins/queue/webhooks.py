@@ -41,6 +41,7 @@ from ...schemas.queue import (
 )
 from ..addresses import addresses_of, canonical_host, host_and_port, is_address, is_public
 from ..logs import get_logger
+from .outbox import COUNTS
 
 log = get_logger("runner.webhooks")
 
@@ -48,6 +49,7 @@ SECONDS = 15.0  # for one attempt
 ATTEMPTS = 11
 LONGEST_PAUSE = 1800.0  # 10 s, doubled, to this: 2.1 hours in all
 AT_ONCE = 8  # deliveries; a slow receiver holds up one
+STUCK_SECONDS = 180.0  # in which one of those under way must come to its end; DNS has no timeout of ours
 WORTH_A_RETRY = (408, 409, 425, 429)
 USER_ID = "local"  # there are no users here; receivers get the field all the same
 
@@ -114,10 +116,18 @@ class Webhooks:
         self._news = asyncio.Event()
         self._under_way: set[str] = set()
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._moved_at = time.monotonic()  # when something was last begun after a rest, or ended
+        self.owed = 0  # when last looked
+        self.counts = dict.fromkeys(COUNTS, 0.0)
 
     def look(self) -> None:
         """Something new may be owed."""
         self._news.set()
+
+    def stuck(self) -> str | None:
+        """That nothing under way comes to its end, or None."""
+        seconds = time.monotonic() - self._moved_at
+        return f"no webhook came to its end for {seconds:.0f} s" if self._under_way and seconds > STUCK_SECONDS else None
 
     async def deliver(self) -> None:
         """Deliver what is owed for as long as the server lives; after a start, all of it at once."""
@@ -130,7 +140,10 @@ class Webhooks:
                 except Unstorable as error:
                     log.warning("webhook.postponed", problem=str(error))
                     owed = []
+                self.owed = len(owed)
                 now, next_due = time.time(), float("inf")
+                if not self._under_way:
+                    self._moved_at = time.monotonic()
                 for delivery in owed:
                     if delivery.id in self._under_way:
                         continue
@@ -151,6 +164,7 @@ class Webhooks:
             log.warning("webhook.postponed", request_id=delivery.id, problem=str(error))
             await asyncio.sleep(1)
         finally:
+            self._moved_at = time.monotonic()
             self._under_way.discard(delivery.id)
             self.look()
 
@@ -170,15 +184,20 @@ class Webhooks:
             problem, is_final = str(error), False
         except Exception as error:  # of the network, of a missing package, or of a plugin that signs
             problem, is_final, whose = f"{type(error).__name__}: {error}", False, self._blame(error)
+            if not isinstance(error, (OSError, ImportError, http.client.HTTPException)):
+                log.error("webhook.broken", request_id=job.id, **whose, exc_info=error)
         attempts = delivery.attempts + 1
         if not problem:
             await self._store.delivered(job.id)
+            self.counts["webhooks_delivered_total"] += 1
             log.info("webhook.delivered", request_id=job.id, attempts=attempts)
         elif is_final or attempts >= ATTEMPTS:
             log.error("webhook.given_up", request_id=job.id, attempts=attempts, problem=problem, **whose)
+            self.counts["webhooks_given_up_total"] += 1
             await self._store.delivered(job.id)
         else:
             seconds = self._pause(attempts)
+            self.counts["webhooks_failed_total"] += 1
             await self._store.deliver_later(job.id, time.time() + seconds)
             log.warning("webhook.failed", request_id=job.id, attempts=attempts, problem=problem, seconds=round(seconds, 1), **whose)
 

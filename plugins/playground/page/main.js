@@ -62,6 +62,8 @@ function makePage(about, endpoints, lookAtHealth) {
     current = next;
     byId("main").replaceChildren(current.node);
     buttons.forEach((button, i) => (endpoints[i] === endpoint ? button.setAttribute("aria-current", "page") : button.removeAttribute("aria-current")));
+    const open_ = buttons[endpoints.indexOf(endpoint)];
+    nav.scrollTo({ left: open_.offsetLeft - nav.offsetLeft - 16 }); // on a phone the others are beside the screen
     if (wanted) current.restore(wanted);
     current.refresh();
   }
@@ -80,6 +82,15 @@ function makePage(about, endpoints, lookAtHealth) {
       event.preventDefault();
       current?.run();
     } else if (event.key === "Escape") current?.stop();
+  });
+  document.addEventListener("paste", (event) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (!files.length || event.defaultPrevented || document.querySelector("dialog[open]")) return;
+    const zones = [...document.querySelectorAll(".card.in .zone")].filter((zone) => zone.checkVisibility());
+    const zone = zones.find((one) => !one.closest("[data-filled]")) ?? zones[0];
+    if (!zone) return;
+    event.preventDefault();
+    zone.receive(files);
   });
   return { open };
 }
@@ -249,7 +260,7 @@ function endpointView(endpoint, { about, history, repeat, lookAtHealth }) {
     "div",
     { class: "columns" },
     h("section", { class: "card in", "aria-label": endpoint.title },
-      h("div", { class: "about" }, h("div", { class: "row between" }, h("h2", {}, endpoint.title), method), endpoint.description ? h("p", {}, endpoint.description) : undefined),
+      h("div", { class: "about" }, h("div", { class: "row between" }, h("h2", {}, endpoint.title), method), paragraphs(endpoint.description)),
       h("div", { class: "row between tab-row" }, left.list, share), left.bodies, bar),
     rightNode,
   );
@@ -279,6 +290,9 @@ function endpointView(endpoint, { about, history, repeat, lookAtHealth }) {
     },
   };
 }
+
+/** A docstring's paragraphs; where its author broke a line means nothing. */
+const paragraphs = (text) => text.split(/\n\s*\n/).filter((part) => part.trim()).map((part) => h("p", {}, part.replace(/\s+/g, " ").trim()));
 
 /** As the system has it, light, or dark: one button goes round. */
 function themes() {

@@ -169,6 +169,46 @@ def test_a_person_talks_to_a_realtime_endpoint(browser: Browser, widgets: Runner
         expect(page.locator(".run-status")).to_have_text("Closed")
 
 
+# --- health
+
+
+GPUS = """
+import prometheus_client, runner
+# A machine with two GPUs, as the metrics tell of it. All else is real.
+for what, gib in ("allocated", 1.5), ("total", 80):
+    gauge = prometheus_client.Gauge(f"runner_cuda_memory_{what}_bytes", "Memory.", ["device"])
+    for device in "01":
+        gauge.labels(device).set(gib * 2**30)
+
+class Big(runner.App):
+    @runner.endpoint("/items/{id}")
+    def item(self, id: int) -> int:
+        return id
+"""
+
+
+def test_the_strip_shows_the_memory_of_the_gpus(browser: Browser, tmp_path: Path) -> None:
+    with serving(written(tmp_path, GPUS), cwd=tmp_path) as runner, looking_at(browser, runner.url) as page:
+        expect(page.locator(".gauges")).to_contain_text("3.0 GiB of 160 GiB 2 GPUs")
+        expect(page.locator(".gauges")).to_contain_text("0 per minute")
+        page.get_by_role("spinbutton", name="ID").fill("4")
+        run(page)
+        ended(page)
+        expect(page.locator(".gauges")).to_contain_text("1 per minute")  # also of a path with a parameter in it
+
+
+def test_the_strip_shows_the_requests_of_the_last_minute_and_their_plot(browser: Browser, hello: Runner) -> None:
+    with looking_at(browser, hello.url) as page:
+        expect(page.locator(".gauges")).to_contain_text("0 per minute")
+        bars = page.locator(".plot rect:not(.ground)")
+        expect(bars).to_have_count(0)
+        for _ in range(3):
+            hello.post("/", {"prompt": "x"})
+        expect(page.locator(".gauges")).to_contain_text("3 per minute")
+        assert bars.count() >= 1
+        expect(page.locator(".state")).to_have_text("ready")
+
+
 # --- forms and results
 
 

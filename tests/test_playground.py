@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import axe_playwright_python
 import pytest
@@ -342,30 +343,54 @@ def test_it_fits_a_phone(browser: Browser, tokens: Runner) -> None:
         assert page.evaluate("() => document.documentElement.scrollWidth") == 390
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_an_audit_by_axe_finds_nothing_serious(browser: Browser, widgets: Runner, scheme: str) -> None:
-    def audit(page: Page) -> list[str]:
-        page.evaluate(AXE.read_text())
+@pytest.mark.parametrize("looks", [{"color_scheme": "light"}, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"])
+def test_an_audit_by_axe_finds_nothing_serious(browser: Browser, widgets: Runner, looks: dict[str, Any]) -> None:
+    def audit(state: str) -> list[str]:
         found = page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")["violations"]
-        return [f"{one['id']}: {node['html'][:200]}" for one in found if one["impact"] in ("serious", "critical") for node in one["nodes"]]
+        return [f"{state}: {one['id']}: {node['html'][:200]}" for one in found if one["impact"] in ("serious", "critical") for node in one["nodes"]]
 
-    with looking_at(browser, widgets.url, color_scheme=scheme) as page:
+    def opened(name: str) -> None:
+        page.get_by_role("navigation").get_by_role("button", name=f"/{name}").click()
+
+    with looking_at(browser, widgets.url, **looks, reduced_motion="reduce") as page:
+        page.get_by_label("Prompt").wait_for()
+        page.evaluate(AXE.read_text())
+        faults = audit("form")
         page.get_by_text("More settings").click()
+        faults += audit("all of the form")
         run(page)
         ended(page, "Failed, 422")
-        assert audit(page) == []
-        page.get_by_role("button", name="Pictures /pictures").click()
+        faults += audit("error")
+        opened("steps")
+        page.get_by_role("radio", name="Queue").click()
+        page.get_by_label("Count").fill("100000")
+        run(page)
+        expect(page.locator(".log")).to_contain_text("step 2")
+        faults += audit("running")
+        page.get_by_role("button", name="Stop").click()
+        ended(page, re.compile("Stopped in"))
+        opened("pictures")
         run(page)
         ended(page)
-        assert audit(page) == []
+        faults += audit("result")
         page.get_by_role("tab", name="Code").click()
-        assert audit(page) == []
+        faults += audit("code")
         page.get_by_role("tab", name="Runs").click()
-        assert audit(page) == []
-        page.get_by_role("button", name="Double /double").click()
+        faults += audit("runs")
+        opened("shot")
+        page.get_by_role("button", name="Add advanced").click()
+        page.get_by_role("button", name="Add a colour").click()
+        faults += audit("choices")
+        opened("scan")
+        page.get_by_label("Model URL").fill(f"{widgets.url}/files/none.fbx")
+        run(page)
+        expect(page.get_by_role("img", name="3D model")).to_be_visible()
+        faults += audit("models")
+        opened("double")
         page.get_by_role("button", name="Send").click()
         expect(page.locator(".messages .in")).to_have_count(1)
-        assert audit(page) == []
+        faults += audit("realtime")
+    assert faults == []
 
 
 # --- safety
@@ -379,6 +404,17 @@ def test_text_of_a_model_is_never_markup(browser: Browser, widgets: Runner) -> N
         expect(page.locator(".shown .text")).to_contain_text("<b>bold</b>")
         assert page.locator(".shown b, .shown img").count() == 0
         assert page.title() == "Widgets playground"
+
+
+def test_media_on_other_hosts_are_links_and_never_asked_for(browser: Browser, widgets: Runner) -> None:
+    with looking_at(browser, f"{widgets.url}/#endpoint=/elsewhere") as page:
+        page.get_by_label("Image URL").press_sequentially("https://elsewhere.invalid/x.png")
+        expect(page.get_by_text("Kept on another host")).to_be_visible()
+        run(page)
+        ended(page)
+
+        expect(page.get_by_role("link", name="open it")).to_have_count(2)
+        expect(page.get_by_role("link", name="open it").first).to_have_attribute("rel", "noreferrer noopener")
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab_only(browser: Browser, tmp_path: Path) -> None:

@@ -203,6 +203,10 @@ class Widgets(runner.App):
         with input.images_data_url.open() as file, zipfile.ZipFile(file) as archive:
             return {"files": [{"name": one.filename, "bytes": len(archive.read(one))} for one in archive.infolist()]}
 
+    @runner.endpoint("/elsewhere")
+    def elsewhere(self, image_url: str) -> dict[str, Any]:
+        return {"image": {"url": image_url, "content_type": "image/png"}, "video_url": "https://elsewhere.invalid/a.mp4"}
+
     @runner.endpoint("/unsafe")
     def unsafe(self) -> dict[str, Any]:
         return {"images": [runner.Image.from_pil(Pictures.new("RGB", (80, 60), "red"), "png", "red.png")], "has_nsfw_concepts": [True]}

@@ -32,13 +32,29 @@ function texts(node, schema, required) {
   };
 }
 
-const placeholder = (schema) => (schema.format ? schema.format : "");
+const placeholder = ({ format, contentEncoding }) => (format === "binary" || format === "byte" ? "base64" : (format ?? contentEncoding ?? ""));
 
-export function presetsControl(context, schema, id) {
-  const listId = `${id}-list`;
-  const node = h("input", { id, type: "text", list: listId, autocomplete: "off", spellcheck: false, oninput: context.changed });
-  const options = h("datalist", { id: listId }, schema.examples.map((example) => h("option", { value: example })));
-  return { node: h("div", {}, node, options), get: () => node.value || undefined, set: (value) => (node.value = textOf(value)) };
+/** One of some values, or one's own. */
+export function presetsControl(context, schema, id, name) {
+  const OWN = "own";
+  const input = h("input", { type: "text", autocomplete: "off", spellcheck: false, "aria-label": `${titleOf(String(name), schema)}, one's own`, oninput: context.changed });
+  const select = h("select", { id, onchange: () => {
+    follow();
+    if (select.value === OWN) input.focus();
+    context.changed();
+  } }, h("option", { value: "" }, "–"), schema.examples.map((example, i) => h("option", { value: String(i) }, textOf(example))), h("option", { value: OWN }, "Another …"));
+  const follow = () => (input.hidden = select.value !== OWN);
+  return {
+    node: h("div", { class: "presets" }, select, input),
+    get: () => (select.value === OWN ? input.value || undefined : schema.examples[Number(select.value || -1)]),
+    set(value) {
+      const at = schema.examples.findIndex((example) => equal(example, value));
+      const own = at < 0 && value !== undefined && value !== null && value !== "";
+      input.value = own ? textOf(value) : "";
+      select.value = own ? OWN : at < 0 ? "" : String(at);
+      follow();
+    },
+  };
 }
 
 function numberInput(context, schema, id) {

@@ -75,12 +75,12 @@ export function makeConsole(endpoint, getInput) {
     put(getInput());
   }
 
-  function put(value) {
+  function put(value, shown = value) {
     if (socket?.readyState !== WebSocket.OPEN) return;
     socket.send(JSON.stringify(value));
     sent.push(performance.now());
     count.out += 1;
-    add("out", value);
+    add("out", shown);
   }
 
   function receive(data) {
@@ -127,7 +127,10 @@ export function makeConsole(endpoint, getInput) {
     await context.audioWorklet.addModule(new URL("microphone.js", import.meta.url));
     const source = context.createMediaStreamSource(stream);
     const node = new AudioWorkletNode(context, "frames", { processorOptions: { samples: FRAME_SAMPLES } });
-    node.port.onmessage = ({ data }) => put({ ...getInput(), [frame]: base64(data) });
+    node.port.onmessage = ({ data }) => {
+      const input = getInput();
+      put({ ...input, [frame]: base64(data) }, { ...input, [frame]: `${data.byteLength} bytes of sound` });
+    };
     source.connect(node);
     microphone.textContent = "Stop microphone";
     listening = () => {

@@ -116,12 +116,21 @@ def test_the_movement_of_a_camera_is_chosen_by_its_drawing(browser: Browser, wid
 def test_a_palette_is_colours_to_add_change_and_take_out(browser: Browser, widgets: Runner) -> None:
     with looking_at(browser, f"{widgets.url}/#endpoint=/shot") as page:
         for color in ("#ff0000", "#00ff00", "#0000ff"):
-            page.get_by_role("button", name="Add a colour").click()
+            page.locator(field(page, "palette")).get_by_role("button", name="Add a colour").click()
             page.locator(f"{field(page, 'palette')} input").last.fill(color)
         page.get_by_role("button", name="Remove colour 2").focus()
         page.keyboard.press("Enter")
 
-        assert told(page)["asked"]["palette"] == [{"r": 255, "g": 0, "b": 0}, {"r": 0, "g": 0, "b": 255}]
+        asked = told(page)["asked"]
+        assert asked["palette"] == [{"r": 255, "g": 0, "b": 0}, {"r": 0, "g": 0, "b": 255}]
+        assert asked["tint"] is None  # one that may be left out is
+        page.get_by_text("More settings").click()
+        tint = page.locator(field(page, "tint"))
+        tint.get_by_role("button", name="Add a colour").click()
+        tint.locator("input").fill("#102030")
+        assert told(page)["asked"]["tint"] == {"r": 16, "g": 32, "b": 48}
+        tint.get_by_role("button", name="Leave the colour out").click()
+        assert told(page)["asked"]["tint"] is None
 
 
 def test_an_author_says_what_is_shown_and_how(browser: Browser, widgets: Runner) -> None:

@@ -68,6 +68,7 @@ class Shot(msgspec.Struct):
     camera_control: Literal["down_back", "forward_up", "right_turn_forward", "left_turn_forward"] | None = None
     advanced_camera_control: CameraControl | None = None
     palette: list[RGBColor] = []
+    tint: RGBColor | None = None
 
 
 class Told(msgspec.Struct):

@@ -119,21 +119,31 @@ const hex = (part) => Math.max(0, Math.min(255, Math.round(part ?? 0))).toString
 const toHex = (color) => `#${hex(color?.r)}${hex(color?.g)}${hex(color?.b)}`;
 const fromHex = (text) => ({ r: parseInt(text.slice(1, 3), 16), g: parseInt(text.slice(3, 5), 16), b: parseInt(text.slice(5, 7), 16) });
 
-export function colorControl(context, schema, id) {
+/** One colour. Where it may be left out there is none until somebody wants one. */
+export function colorControl(context, schema, id, name, required) {
+  const optional = !required && !isObject(schema.default);
   const said = h("span", { class: "code" });
-  const tell = () => (said.textContent = node.value);
-  const node = h("input", { id, type: "color", oninput: () => {
-    tell();
+  const input = h("input", { id, type: "color", oninput: () => {
+    said.textContent = input.value;
     context.changed();
   } });
-  return {
-    node: h("div", { class: "row" }, node, said),
-    get: () => fromHex(node.value),
-    set(value) {
-      node.value = toHex(value);
-      tell();
-    },
+  const give = (value) => () => {
+    put(value);
+    context.changed();
+    node.querySelector("button, input").focus();
   };
+  const add = h("button", { type: "button", class: "plain", onclick: give({}) }, icon(GLYPHS.plus), "Add a colour");
+  const drop = h("button", { type: "button", class: "quiet icon", "aria-label": "Leave the colour out", onclick: give(undefined) }, icon(GLYPHS.close));
+  const node = h("div", { class: "row" });
+  let chosen;
+  function put(value) {
+    chosen = isObject(value) || !optional;
+    input.value = toHex(value);
+    said.textContent = input.value;
+    node.replaceChildren(...(chosen ? [input, said, optional ? drop : ""] : [add]));
+  }
+  put();
+  return { node, get: () => (chosen ? fromHex(input.value) : undefined), set: put };
 }
 
 /** Several colours in a row; each is changed by a click, or taken out. */

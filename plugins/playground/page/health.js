@@ -28,6 +28,7 @@ export function watchHealth(strip, paths) {
       show(health.status, health.reason);
     } catch {
       lanes = undefined;
+      parts.replaceChildren();
       return show("gone", "the server does not answer");
     }
     await readMetrics();
@@ -50,7 +51,7 @@ export function watchHealth(strip, paths) {
 
   function show(status, reason) {
     state.replaceChildren(h("span", { class: `dot ${status}`, "aria-hidden": "true" }), status);
-    if (reason) state.append(h("small", {}, ` ${reason}`));
+    if (reason) state.append(h("small", {}, ` · ${reason}`));
     state.title = reason ?? "";
     strip.dataset.state = status;
   }

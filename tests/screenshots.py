@@ -43,7 +43,7 @@ def keep(page: Page, name: str, *, photo: bool = False) -> None:
 
 
 def done(page: Page) -> None:
-    expect(page.locator(".run-status")).to_have_text("Done", timeout=60_000)
+    expect(page.locator(".run-status")).to_have_text("Done")
     page.mouse.move(0, 0)
     page.evaluate("() => document.activeElement.blur()")
 

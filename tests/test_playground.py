@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,21 @@ def test_a_job_is_stopped_in_the_queue(browser: Browser, widgets: Runner) -> Non
         ended(page, re.compile(r"Stopped in [\d.]+ m?s"))
 
 
+def test_a_job_in_the_line_tells_how_many_are_before_it(browser: Browser, widgets: Runner) -> None:
+    with looking_at(browser, f"{widgets.url}/#endpoint=/steps&mode=queue") as page, ExitStack() as held:
+        for i in range(2):
+            held.enter_context(widgets.call("/steps", f"holder-{i}", b'{"count": 100000}'))
+        page.wait_for_function("async () => (await (await fetch('health/ready')).json()).lanes.running === 2")
+        for _ in range(4):  # of which some may be as good as begun
+            widgets.post("/queue/local/widgets/steps", {"count": 1})
+        run(page)
+        expect(page.locator(".run-status")).to_have_text(re.compile("In the queue, [1-9] before it"))
+        page.get_by_role("button", name="Stop").click()
+        ended(page, re.compile(r"Stopped in [\d.]+ m?s"))
+    for i in range(2):
+        widgets.wait_for("request.finished", request_id=f"holder-{i}")
+
+
 def test_a_person_talks_to_a_realtime_endpoint(browser: Browser, widgets: Runner) -> None:
     with looking_at(browser, f"{widgets.url}/#endpoint=/double") as page:
         page.get_by_role("button", name="Connect").click()
@@ -165,6 +181,14 @@ def test_a_person_talks_to_a_realtime_endpoint(browser: Browser, widgets: Runner
         expect(page.locator(".messages .in")).to_have_count(2)
         expect(page.locator(".messages .in").first).to_contain_text('{"n": 8}')
         expect(page.locator(".facts")).to_contain_text(re.compile(r"round trip, median[\d.]+ ms"))
+        page.get_by_role("tab", name="JSON").click()
+        page.get_by_label("The input as JSON").fill('{"n": "four"}')
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator(".messages .fault")).to_contain_text("valid integer")
+        expect(page.locator(".run-status")).to_have_text("Closed after an error")
+        page.get_by_label("The input as JSON").fill('{"n": 5}')
+        page.get_by_role("button", name="Send").click()  # connects anew
+        expect(page.locator(".messages .in").last).to_contain_text('{"n": 10}')
         expect(page.locator(".messages .in").first).to_contain_text(re.compile(r"after [\d.]+ ms"))
         page.get_by_role("button", name="Disconnect").click()
         expect(page.locator(".run-status")).to_have_text("Closed")
@@ -276,12 +300,17 @@ def test_runs_are_kept_looked_at_and_repeated(browser: Browser, hello: Runner) -
 
 
 def test_a_link_restores_an_input(browser: Browser, tokens: Runner) -> None:
-    with looking_at(browser, tokens.url) as page:
+    with looking_at(browser, tokens.url, permissions=["clipboard-read", "clipboard-write"]) as page:
         page.get_by_label("Prompt").fill("The gull & the tide #1")
         page.get_by_role("radio", name="Queue").click()
+        page.get_by_role("button", name="Copy a link").click()
+        link = page.evaluate("() => navigator.clipboard.readText()")
+        page.get_by_role("tab", name="Code").click()
+        page.get_by_role("button", name="Copy", exact=True).click()
+        assert "#1" in page.evaluate("() => navigator.clipboard.readText()")
         run(page)
         ended(page)
-        link = page.url
+        assert page.url == link
     with looking_at(browser, link) as page:
         expect(page.get_by_label("Prompt")).to_have_value("The gull & the tide #1")
         expect(page.get_by_role("radio", name="Queue")).to_have_attribute("aria-checked", "true")
@@ -301,7 +330,12 @@ def test_all_can_be_done_by_keyboard(browser: Browser, hello: Runner) -> None:
     with looking_at(browser, hello.url) as page:
         page.get_by_label("Prompt").wait_for()
         tab_to(page, "Skip to the form")
-        tab_to(page, "Form")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        expect(page.get_by_label("Prompt")).to_be_focused()
+        for _ in range(2):
+            page.keyboard.press("Shift+Tab")  # past the link to this input
+        expect(page.get_by_role("tab", name="Form")).to_be_focused()
         page.keyboard.press("ArrowRight")
         expect(page.get_by_label("The input as JSON")).to_be_visible()
         page.keyboard.press("ArrowLeft")

@@ -328,6 +328,16 @@ def test_several_pictures_are_chosen_and_one_is_taken_out(browser: Browser, widg
 # --- answers
 
 
+def test_pictures_of_a_stream_take_the_place_of_the_one_before(browser: Browser, widgets: Runner) -> None:
+    with looking_at(browser, f"{widgets.url}/#endpoint=/develop") as page:
+        run(page)
+        ended(page)
+
+        expect(page.locator(".shown img")).to_have_count(1)
+        expect(page.locator(".shown figcaption")).to_contain_text(re.compile("32 . 8"))
+        expect(page.locator('[data-fact="events"]')).to_contain_text("3")
+
+
 def test_a_picture_with_more_light_than_a_screen_has_is_shown_with_its_exposure(browser: Browser, widgets: Runner) -> None:
     with looking_at(browser, f"{widgets.url}/#endpoint=/light") as page:
         run(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import enum
 import json
 import math
@@ -10,6 +11,7 @@ import time
 import wave
 import zipfile
 import zlib
+from collections.abc import Iterator
 from io import BytesIO
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -153,6 +155,15 @@ class Widgets(runner.App):
     def pictures(self, count: int = 3) -> Gallery:
         shades = [Pictures.new("RGB", (320, 200), (40 + 60 * i, 90, 200 - 50 * i)) for i in range(count)]
         return Gallery([runner.Image.from_pil(shade, "png", f"shade-{i}.png") for i, shade in enumerate(shades)], 7)
+
+    @runner.endpoint("/develop")
+    def develop(self) -> Iterator[dict[str, Any]]:
+        """Send a picture as it comes out."""
+        for width in (8, 16, 32):
+            with BytesIO() as file:
+                Pictures.new("RGB", (width, 8), "teal").save(file, "png")
+                url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+            yield {"images": [{"url": url, "content_type": "image/png"}], "step": width}
 
     @runner.endpoint("/sound")
     def sound(self) -> Sound:

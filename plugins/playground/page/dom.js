@@ -109,11 +109,11 @@ export function choice(label, options, chosen, choose) {
 /** Panels of which one is shown, chosen by tabs. */
 export function tabs(label, panels, chosen = 0, changed = () => {}) {
   const ids = panels.map(() => newId("tab"));
-  const heads = panels.map(([text], i) =>
-    h("button", { type: "button", role: "tab", id: ids[i], "aria-controls": `${ids[i]}-panel`, onclick: () => show(i) }, text),
+  for (const [i, [, body]] of panels.entries()) body.id ||= `${ids[i]}-panel`;
+  const heads = panels.map(([text, body], i) =>
+    h("button", { type: "button", role: "tab", id: ids[i], "aria-controls": body.id, onclick: () => show(i) }, text),
   );
   const bodies = panels.map(([, body], i) => {
-    body.id = `${ids[i]}-panel`;
     body.setAttribute("role", "tabpanel");
     body.setAttribute("aria-labelledby", ids[i]);
     return body;

@@ -246,9 +246,8 @@ function endpointView(endpoint, { about, history, repeat, lookAtHealth }) {
 
   const empty = h("div", { class: "empty" }, h("p", {}, "The result appears here."), h("p", { class: "hint" }, h("kbd", {}, "Ctrl"), " + ", h("kbd", {}, "Enter"), " runs, ", h("kbd", {}, "Esc"), " stops."));
   const resultPanel = h("div", {}, socket ? talk.node : [empty, result.node]);
-  const formPanel = h("div", { class: "panel", id: "form", tabIndex: -1 }, form.node);
+  const formPanel = h("div", { class: "panel", id: "form" }, form.node);
   const left = tabs("Input", [["Form", formPanel], ["JSON", textPanel]]);
-  formPanel.removeAttribute("tabindex");
   const right = tabs("Output", [[socket ? "Messages" : "Result", resultPanel], ["Code", codePanel], ...(socket ? [] : [["Runs", runsPanel]])], 0, () => setTimeout(drawCode));
   const bar = socket
     ? h("div", { class: "run-bar" }, h("div", { class: "row end grow" }, talk.actions))

@@ -17,6 +17,7 @@ export function makeConsole(endpoint, getInput) {
   let sent = []; // when those were sent that have no answer yet
   let began = 0;
   let count = { out: 0, in: 0 };
+  let faulty = false; // the server said so, and then it hangs up
   let trips = []; // milliseconds from a message to its answer
   const state = h("div", { class: "run-status", role: "status" });
   const facts = h("dl", { class: "facts" });
@@ -50,11 +51,12 @@ export function makeConsole(endpoint, getInput) {
     sent = [];
     count = { out: 0, in: 0 };
     trips = [];
-    list.replaceChildren();
+    faulty = false;
     mine.onmessage = ({ data }) => receive(data);
     mine.onclose = ({ code, reason }) => {
       if (socket === mine) socket = undefined;
       listening?.();
+      if (faulty) return tell("Closed after an error", "failed");
       tell(code === 1000 ? "Closed" : `Closed, ${code}${reason ? ` ${reason}` : ""}`, code === 1000 ? "stopped" : "failed");
     };
     return new Promise((resolve, reject) => {
@@ -92,8 +94,9 @@ export function makeConsole(endpoint, getInput) {
       // a text is a text
     }
     if (value?.type === "x-fal-error") {
-      if (value.error !== "TIMEOUT") add("fault", value);
-      return;
+      if (value.error === "TIMEOUT") return;
+      faulty = true;
+      return add("fault", value);
     }
     count.in += 1;
     const asked = endpoint.protocol?.realtimeMode === "unary" ? sent.shift() : sent.at(-1);

@@ -198,6 +198,9 @@ def test_a_model_is_uploaded_seen_and_turned(browser: Browser, widgets: Runner, 
             page.keyboard.press("ArrowDown")
         page.wait_for_function(drawn, arg=before)  # its top, which has more light
         expect(page.locator(".shown .file-card")).to_contain_text("scan.mesh")
+        cube.evaluate("(canvas) => canvas.getContext('webgl2').getExtension('WEBGL_lose_context').loseContext()")
+        page.get_by_role("button", name="Show the model again").click()
+        page.wait_for_function(drawn)
 
 
 def test_files_for_a_dataset_are_packed_into_one_archive(browser: Browser, widgets: Runner) -> None:

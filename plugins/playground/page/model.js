@@ -41,7 +41,8 @@ void main() {
   shown = vec4(pow(base * light, vec3(1. / 2.2)), 1.);
 }`;
 
-const living = []; // views whose canvas may still be on the page
+const MOST_CONTEXTS = 8; // a browser has about sixteen
+const living = []; // pictures whose context is there, the oldest first
 
 /** Fill `node` with the model at `url`. Error when it cannot be read or drawn. */
 export async function showModel(node, url, name) {
@@ -49,13 +50,17 @@ export async function showModel(node, url, name) {
   if (!response.ok) throw new Error(`the server says ${response.status}`);
   const mesh = meshOf(await response.arrayBuffer(), name);
   const images = await Promise.all(mesh.parts.map(({ image }) => image && createImageBitmap(image).catch(() => undefined)));
-  for (let i = living.length - 1; i >= 0; i--) if (!living[i].canvas.isConnected) living.splice(i, 1)[0].lose(); // a browser has but a few contexts
+  while (living.length >= MOST_CONTEXTS) living.splice(Math.max(0, living.findIndex(({ canvas }) => !canvas.isConnected)), 1)[0].lose();
   const triangles = mesh.parts.reduce((sum, { indices, positions, points }) => sum + (points ? 0 : (indices?.length ?? positions.length / 3) / 3), 0);
   const points = mesh.parts.reduce((sum, { positions, points: loose }) => sum + (loose ? positions.length / 3 : 0), 0);
   const said = triangles ? `${triangles.toLocaleString("en")} triangles` : `${points.toLocaleString("en")} points`;
   const canvas = h("canvas", { tabIndex: 0, role: "img", "aria-label": `3D model, ${said}. Drag or arrow keys turn it, plus and minus come closer.` });
   const picture = pictureOf(canvas, mesh, images);
   living.push(picture);
+  canvas.addEventListener("webglcontextlost", () => {
+    const again = h("button", { type: "button", class: "plain", onclick: () => showModel(node, url, name) }, "Show the model again");
+    node.replaceChildren(again);
+  });
   const camera = cameraOf(canvas, mesh, picture);
   const button = (glyph, label, onclick) => h("button", { type: "button", class: "quiet icon", title: label, "aria-label": label, onclick }, icon(GLYPHS[glyph]));
   const tools = h("div", { class: "model-tools" }, button("plus", "Closer", () => camera.come(0.8)), button("minus", "Farther", () => camera.come(1.25)), button("repeat", "As it was", camera.reset));

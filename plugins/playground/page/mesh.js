@@ -10,8 +10,16 @@ const ARRAYS = { 5120: Int8Array, 5121: Uint8Array, 5122: Int16Array, 5123: Uint
 const [POINTS, TRIANGLES, STRIP, FAN] = [0, 4, 5, 6];
 const MUST = { KHR_draco_mesh_compression: "it is compressed by Draco", EXT_meshopt_compression: "it is compressed by meshopt" };
 
-/** The mesh in `data`, an ArrayBuffer. Error when it is of no kind that is read here. */
+/** The mesh in `data`, an ArrayBuffer. Error when it is damaged, or of no kind that is read here. */
 export function meshOf(data, name) {
+  try {
+    return read(data, name);
+  } catch (error) {
+    throw error.constructor === Error ? error : new Error("the file is damaged");
+  }
+}
+
+function read(data, name) {
   const view = new DataView(data);
   const kind = /\.(\w+)$/.exec(name ?? "")?.[1]?.toLowerCase();
   let parts;
@@ -21,7 +29,7 @@ export function meshOf(data, name) {
     const text = new TextDecoder().decode(data.slice(0, 4096)).trimStart();
     if (text.startsWith("{")) parts = gltf(JSON.parse(new TextDecoder().decode(data)));
     else if (/^(#|v|vn|vt|o|g|mtllib|usemtl|s)\s/m.test(text) && !/[\0]/.test(text)) parts = obj(new TextDecoder().decode(data));
-    else throw new Error(`files of the kind ${kind ?? "given"} are not drawn here`);
+    else throw new Error("it is neither GLB, glTF, OBJ nor STL");
   }
   const found = parts.filter(({ positions }) => positions.length);
   if (!found.length) throw new Error("it holds no triangles and no points");

@@ -27,8 +27,8 @@ function mediumView(medium, veiled) {
     model: () => (UNDRAWN.test(name) ? undefined : modelView(url, name, size)),
     hdr: () => hdrView(url, name),
   }[kind]?.();
-  if (!seen) return h("figure", { class: "file" }, fileCard(name || "file", size, download));
-  return h("figure", { class: kind }, seen, h("figcaption", {}, said, download));
+  if (!seen) return h("figure", {}, fileCard(name || "file", size, download));
+  return h("figure", {}, seen, h("figcaption", {}, said, download));
 }
 
 function picture(url, name, veiled, said) {

@@ -48,7 +48,7 @@ export function mediumOf(value, name = "") {
   const fileName = isObject(value) && value.file_name ? String(value.file_name) : fileNameOf(url);
   const kind = kindOfType(type) ?? kindOfName(fileName) ?? kindOfName(fileNameOf(url)) ?? NAMES.find(([pattern]) => pattern.test(name))?.[1];
   if (!kind && !isObject(value)) return undefined;
-  return { kind: kind ?? "file", url: local(url), type, name: fileName, size: isObject(value) ? value.file_size : undefined };
+  return { kind: kind ?? "file", url: local(url), type, name: fileName, size: value.file_size, width: value.width, height: value.height };
 }
 
 export function kindOfType(type) {

@@ -5,6 +5,7 @@ import { GLYPHS, byId, h, icon } from "./dom.js";
 import { bytes, isShown } from "./values.js";
 
 const UNDRAWN = /\.(fbx|mesh|ply)$/i; // models that are files to download, here
+const LARGEST = 2; // times its own size that a small picture is shown
 const MOST_MODEL_BYTES = 256 * 2 ** 20; // larger ones are loaded when somebody asks
 
 /** Media in two columns; of an odd number the first spans both. `veiled[i]` hides the i-th until a click. */
@@ -21,7 +22,7 @@ function mediumView(medium, veiled) {
   const said = h("span", {}, caption);
   const download = h("a", { href: url, download: name || kind, class: "quiet button" }, icon(GLYPHS.down), "Download");
   const seen = {
-    image: () => picture(url, name, veiled, said),
+    image: () => picture(medium, veiled, said),
     audio: () => waveform(url),
     video: () => video(url, said),
     model: () => (UNDRAWN.test(name) ? undefined : modelView(url, name, size)),
@@ -31,8 +32,10 @@ function mediumView(medium, veiled) {
   return h("figure", {}, seen, h("figcaption", {}, said, download));
 }
 
-function picture(url, name, veiled, said) {
-  const image = h("img", { src: url, alt: name || "Image of the result", loading: "lazy" });
+function picture({ url, name, width, height }, veiled, said) {
+  const sized = width > 0 && height > 0 ? { width, height } : {}; // its place is there before it is
+  const image = h("img", { src: url, alt: name || "Image of the result", loading: "lazy", ...sized });
+  if (sized.width) image.style.maxWidth = `${LARGEST * width}px`;
   const label = `Look at ${name || "the image"} in full size`;
   const open = h("button", { type: "button", class: "picture", "aria-label": veiled ? "Hidden, as it may not be safe to look at. Show it" : label }, image);
   open.addEventListener("click", () => {
@@ -43,7 +46,10 @@ function picture(url, name, veiled, said) {
   });
   open.classList.toggle("veiled", Boolean(veiled));
   const caption = said.textContent;
-  image.addEventListener("load", () => (said.textContent = [`${image.naturalWidth} × ${image.naturalHeight}`, caption].filter(Boolean).join(" · ")));
+  image.addEventListener("load", () => {
+    image.style.maxWidth = `${LARGEST * image.naturalWidth}px`;
+    said.textContent = [`${image.naturalWidth} × ${image.naturalHeight}`, caption].filter(Boolean).join(" · ");
+  });
   image.addEventListener("error", () => open.replaceWith(h("p", { class: "hint" }, "This browser cannot show the picture.")));
   return open;
 }

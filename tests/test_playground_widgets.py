@@ -64,6 +64,7 @@ def told(page: Page) -> Any:
 
 MIDDLE = """(selector) => {
     const seen = document.querySelector(selector);
+    if (!seen) return [0, 0, 0, 0]; // it is being loaded
     const copy = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
     const pen = copy.getContext("2d");
     pen.drawImage(seen, seen.width >> 1, seen.height >> 1, 1, 1, 0, 0, 1, 1);

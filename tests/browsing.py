@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+GUARD_MS = 30_000  # against a test that hangs; nothing is expected to take so long
+expect.set_options(timeout=GUARD_MS)
 
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
@@ -40,7 +43,7 @@ def looking_at(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     errors: list[str] = []
     context.on("request", lambda request: asked.append(request.url))
     page = context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(GUARD_MS)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if "Content Security Policy" in message.text else None)
     page.on("websocket", lambda socket: asked.append(socket.url))

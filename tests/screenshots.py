@@ -12,6 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 from serving import HOUSE, serving
 
+APPS = Path(__file__).parent / "apps"
 DOCS, EXAMPLES = HOUSE / "docs", HOUSE / "examples"
 COLORS = 256  # a page has few; that many keep the files small
 LAPTOP = {"viewport": {"width": 1180, "height": 720}}
@@ -20,11 +21,24 @@ PHONE = {
     "reduced_motion": "reduce",
 }  # fmt: skip
 
+DRAWN = """(selector) => {
+    const seen = document.querySelector(selector);
+    const copy = Object.assign(document.createElement("canvas"), { width: 64, height: 64 });
+    const pen = copy.getContext("2d");
+    if (!seen?.width) return false;
+    pen.drawImage(seen, 0, 0, 64, 64);
+    return pen.getImageData(0, 0, 64, 64).data.some((value) => value);
+}"""
 
-def keep(page: Page, name: str) -> None:
+
+def keep(page: Page, name: str, *, photo: bool = False) -> None:
+    """Write a picture of the page; one with a photo in it keeps all its colors."""
     shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     file = DOCS / f"playground-{name}.png"
-    shot.quantize(COLORS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, optimize=True)
+    if photo:
+        shot.save(file, optimize=True)
+    else:
+        shot.quantize(COLORS, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE).save(file, optimize=True)
     sys.stdout.write(f"{file.relative_to(HOUSE)}  {file.stat().st_size // 1024} KiB\n")
 
 
@@ -65,14 +79,19 @@ def main() -> None:
             page.get_by_role("button", name="Run", exact=True).click()
             done(page)
             page.wait_for_function("() => document.querySelector('.picture img').complete")
-            keep(page, "picture")
+            keep(page, "picture", photo=True)
         with serving(EXAMPLES / "speech.py", cwd=Path(folder)) as runner, looking_at(browser, runner.url, **LAPTOP) as page:
             page.locator("input[type=file]").set_input_files(EXAMPLES / "data" / "speech.wav")
             expect(page.locator(".medium[data-filled]")).to_be_visible()
             page.get_by_role("button", name="Run", exact=True).click()
             done(page)
-            page.wait_for_timeout(500)  # the wave is drawn when it is decoded
+            page.wait_for_function(DRAWN, arg=".wave")
             keep(page, "speech")
+        with serving(APPS / "knot.py", cwd=Path(folder)) as runner, looking_at(browser, runner.url, **LAPTOP, color_scheme="dark") as page:
+            page.get_by_role("button", name="Run", exact=True).click()
+            done(page)
+            page.wait_for_function(DRAWN, arg=".shown .model canvas")
+            keep(page, "model")
 
 
 if __name__ == "__main__":

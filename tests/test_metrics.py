@@ -155,6 +155,7 @@ def test_where_there_is_cuda_its_memory_and_use_are_shown(monkeypatch: pytest.Mo
     assert of(found, "runner_cuda_memory_reserved_bytes", device="0") == 2 * GIB
     assert of(found, "runner_cuda_memory_peak_bytes") == 4 * GIB
     assert of(found, "runner_cuda_memory_used_bytes", device="0") == 20 * GIB
+    assert of(found, "runner_cuda_memory_total_bytes", device="0") == 80 * GIB
     assert of(found, "runner_cuda_utilization_percent", device="1") == 50
     assert of(found, "fal_app_runner_gpu_utilization_percent", application="local/x") == 25
     assert of(found, "fal_app_runner_vram_usage_percent", application="local/x") == 25

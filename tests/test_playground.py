@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import axe_playwright_python
-import httpx
 import pytest
 from browsing import browsing, looking_at
-from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from serving import HOUSE, Runner, serving, written
 
@@ -156,6 +155,21 @@ def test_a_job_is_stopped_in_the_queue(browser: Browser, widgets: Runner) -> Non
         ended(page, re.compile(r"Stopped in [\d.]+ m?s"))
 
 
+def test_a_job_in_the_line_tells_how_many_are_before_it(browser: Browser, widgets: Runner) -> None:
+    with looking_at(browser, f"{widgets.url}/#endpoint=/steps&mode=queue") as page, ExitStack() as held:
+        for i in range(2):
+            held.enter_context(widgets.call("/steps", f"holder-{i}", b'{"count": 100000}'))
+        page.wait_for_function("async () => (await (await fetch('health/ready')).json()).lanes.running === 2")
+        for _ in range(4):  # of which some may be as good as begun
+            widgets.post("/queue/local/widgets/steps", {"count": 1})
+        run(page)
+        expect(page.locator(".run-status")).to_have_text(re.compile("In the queue, [1-9] before it"))
+        page.get_by_role("button", name="Stop").click()
+        ended(page, re.compile(r"Stopped in [\d.]+ m?s"))
+    for i in range(2):
+        widgets.wait_for("request.finished", request_id=f"holder-{i}")
+
+
 def test_a_person_talks_to_a_realtime_endpoint(browser: Browser, widgets: Runner) -> None:
     with looking_at(browser, f"{widgets.url}/#endpoint=/double") as page:
         page.get_by_role("button", name="Connect").click()
@@ -165,10 +179,59 @@ def test_a_person_talks_to_a_realtime_endpoint(browser: Browser, widgets: Runner
         page.get_by_role("button", name="Send").click()
 
         expect(page.locator(".messages .in")).to_have_count(2)
-        expect(page.locator(".messages .in").first).to_contain_text("n: 8")
+        expect(page.locator(".messages .in").first).to_contain_text('{"n": 8}')
+        expect(page.locator(".facts")).to_contain_text(re.compile(r"round trip, median[\d.]+ ms"))
+        page.get_by_role("tab", name="JSON").click()
+        page.get_by_label("The input as JSON").fill('{"n": "four"}')
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator(".messages .fault")).to_contain_text("valid integer")
+        expect(page.locator(".run-status")).to_have_text("Closed after an error")
+        page.get_by_label("The input as JSON").fill('{"n": 5}')
+        page.get_by_role("button", name="Send").click()  # connects anew
+        expect(page.locator(".messages .in").last).to_contain_text('{"n": 10}')
         expect(page.locator(".messages .in").first).to_contain_text(re.compile(r"after [\d.]+ ms"))
         page.get_by_role("button", name="Disconnect").click()
         expect(page.locator(".run-status")).to_have_text("Closed")
+
+
+# --- health
+
+
+GPUS = """
+import prometheus_client, runner
+# A machine with two GPUs, as the metrics tell of it. All else is real.
+for what, gib in ("allocated", 1.5), ("total", 80):
+    gauge = prometheus_client.Gauge(f"runner_cuda_memory_{what}_bytes", "Memory.", ["device"])
+    for device in "01":
+        gauge.labels(device).set(gib * 2**30)
+
+class Big(runner.App):
+    @runner.endpoint("/items/{id}")
+    def item(self, id: int) -> int:
+        return id
+"""
+
+
+def test_the_strip_shows_the_memory_of_the_gpus(browser: Browser, tmp_path: Path) -> None:
+    with serving(written(tmp_path, GPUS), cwd=tmp_path) as runner, looking_at(browser, runner.url) as page:
+        expect(page.locator(".gauges")).to_contain_text("3.0 GiB of 160 GiB 2 GPUs")
+        expect(page.locator(".gauges")).to_contain_text("0 per minute")
+        page.get_by_role("spinbutton", name="ID").fill("4")
+        run(page)
+        ended(page)
+        expect(page.locator(".gauges")).to_contain_text("1 per minute")  # also of a path with a parameter in it
+
+
+def test_the_strip_shows_the_requests_of_the_last_minute_and_their_plot(browser: Browser, hello: Runner) -> None:
+    with looking_at(browser, hello.url) as page:
+        expect(page.locator(".gauges")).to_contain_text("0 per minute")
+        bars = page.locator(".plot rect:not(.ground)")
+        expect(bars).to_have_count(0)
+        for _ in range(3):
+            hello.post("/", {"prompt": "x"})
+        expect(page.locator(".gauges")).to_contain_text("3 per minute")
+        assert bars.count() >= 1
+        expect(page.locator(".state")).to_have_text("ready")
 
 
 # --- forms and results
@@ -182,7 +245,7 @@ def test_the_form_and_its_json_stay_in_step(browser: Browser, widgets: Runner) -
         page.get_by_label("Style").select_option("bold")
         page.get_by_label("Loud").check()
         page.get_by_role("button", name="Another seed").click()
-        page.get_by_label("Image Size, kind").select_option("Size")
+        page.get_by_role("radio", name="Custom").click()
         page.get_by_label("Width").first.fill("640")
         page.locator(field(page, "tags")).get_by_role("button", name="Add").click()
         page.get_by_label("Tag 1", exact=True).fill("red")
@@ -211,97 +274,10 @@ def test_the_form_and_its_json_stay_in_step(browser: Browser, widgets: Runner) -
         assert json.loads(page.get_by_label("The input as JSON").input_value())["unknown"] == 1
 
 
-def test_pictures_come_in_a_grid_are_looked_at_in_full_and_downloaded(browser: Browser, widgets: Runner) -> None:
-    with looking_at(browser, f"{widgets.url}/#endpoint=/pictures") as page:
-        run(page)
-        ended(page)
-
-        expect(page.locator(".media.several.odd figure")).to_have_count(3)
-        page.get_by_role("button", name="Look at shade-0.png in full size").click()
-        expect(page.locator("#zoom img")).to_be_visible()
-        page.keyboard.press("Escape")
-        with page.expect_download() as download:
-            page.get_by_role("link", name="Download").first.click()
-        assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
-
-
-def test_sound_has_a_player_and_its_wave(browser: Browser, widgets: Runner) -> None:
-    with looking_at(browser, f"{widgets.url}/#endpoint=/sound") as page:
-        run(page)
-        ended(page)
-
-        expect(page.locator(".shown audio")).to_be_visible()
-        drawn = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v)"
-        page.wait_for_function(f"() => ({drawn})(document.querySelector('.shown .wave'))")
-
-
-def test_a_picture_is_taken_with_the_camera(browser: Browser, widgets: Runner) -> None:
-    with looking_at(browser, widgets.url) as page:
-        page.get_by_label("Prompt").fill("me")
-        page.get_by_text("More settings").click()
-        page.get_by_role("button", name="Take a picture").click()
-        page.wait_for_function("() => document.querySelector('dialog video')?.videoWidth > 0")
-        page.get_by_role("button", name="Take it").click()
-        expect(page.locator(".medium[data-filled] img")).to_be_visible()
-        run(page)
-        ended(page)
-
-        expect(page.locator(".tree")).to_contain_text(["pixels"])
-
-
-def test_a_recording_is_made_with_the_microphone(browser: Browser, widgets: Runner) -> None:
-    with looking_at(browser, f"{widgets.url}/#endpoint=/hear") as page:
-        page.get_by_role("button", name="Record", exact=True).click()
-        page.wait_for_timeout(400)  # somebody speaks
-        page.get_by_role("button", name="Stop the recording").click()
-        expect(page.locator(".preview audio")).to_be_visible()
-        run(page)
-        ended(page)
-
-        expect(page.locator(".pairs")).to_contain_text("true")
-
-
-def test_a_mask_is_painted_over_its_image(browser: Browser, widgets: Runner) -> None:
-    with looking_at(browser, f"{widgets.url}/#endpoint=/inpaint") as page:
-        page.locator(field(page, "image_url")).locator("input[type=file]").set_input_files(EXAMPLES / "data" / "cat.jpg")
-        expect(page.locator(".medium[data-filled]")).to_be_visible()
-        page.get_by_role("button", name="Paint the mask").click()
-        canvas = page.locator(".painted")
-        page.wait_for_function("() => document.querySelector('.painted').width > 300")
-        box = canvas.bounding_box()
-        assert box is not None
-        page.mouse.move(box["x"] + 60, box["y"] + 60)
-        page.mouse.down()
-        page.mouse.move(box["x"] + 160, box["y"] + 90)
-        page.mouse.up()
-        page.get_by_role("button", name="Use the mask").click()
-        expect(page.locator(".medium[data-filled]")).to_have_count(2)
-        run(page)
-        ended(page)
-        page.locator(".raw summary").first.click()
-        mask = page.get_by_role("link", name="Download").nth(1).get_attribute("href")
-
-    assert mask is not None
-    picture = Image.open(io.BytesIO(httpx.get(mask, trust_env=False).content)).convert("L")
-    assert picture.getextrema() == (0, 255)
-
-
-def test_several_pictures_are_chosen_and_one_is_taken_out(browser: Browser, widgets: Runner) -> None:
-    with looking_at(browser, f"{widgets.url}/#endpoint=/albums") as page:
-        page.locator("input[type=file]").set_input_files([EXAMPLES / "data" / "cat.jpg"] * 3)
-        expect(page.locator(".strip img")).to_have_count(3)
-        page.get_by_role("button", name="Remove number 2").click()
-        run(page)
-        ended(page)
-
-        page.locator(".raw > summary").click()
-        expect(page.locator(".raw .tree")).to_contain_text("2 items")
-
-
 def test_frames_of_the_microphone_are_sent_to_a_socket(browser: Browser, widgets: Runner) -> None:
     with looking_at(browser, f"{widgets.url}/#endpoint=/levels") as page:
         page.get_by_role("button", name="Send microphone").click()
-        expect(page.locator(".messages .in").nth(1)).to_contain_text("bytes: 8192")
+        expect(page.locator(".messages .in").nth(1)).to_contain_text('{"bytes": 8192}')
         page.get_by_role("button", name="Stop microphone").click()
 
 
@@ -324,12 +300,17 @@ def test_runs_are_kept_looked_at_and_repeated(browser: Browser, hello: Runner) -
 
 
 def test_a_link_restores_an_input(browser: Browser, tokens: Runner) -> None:
-    with looking_at(browser, tokens.url) as page:
+    with looking_at(browser, tokens.url, permissions=["clipboard-read", "clipboard-write"]) as page:
         page.get_by_label("Prompt").fill("The gull & the tide #1")
         page.get_by_role("radio", name="Queue").click()
+        page.get_by_role("button", name="Copy a link").click()
+        link = page.evaluate("() => navigator.clipboard.readText()")
+        page.get_by_role("tab", name="Code").click()
+        page.get_by_role("button", name="Copy", exact=True).click()
+        assert "#1" in page.evaluate("() => navigator.clipboard.readText()")
         run(page)
         ended(page)
-        link = page.url
+        assert page.url == link
     with looking_at(browser, link) as page:
         expect(page.get_by_label("Prompt")).to_have_value("The gull & the tide #1")
         expect(page.get_by_role("radio", name="Queue")).to_have_attribute("aria-checked", "true")
@@ -349,7 +330,12 @@ def test_all_can_be_done_by_keyboard(browser: Browser, hello: Runner) -> None:
     with looking_at(browser, hello.url) as page:
         page.get_by_label("Prompt").wait_for()
         tab_to(page, "Skip to the form")
-        tab_to(page, "Form")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        expect(page.get_by_label("Prompt")).to_be_focused()
+        for _ in range(2):
+            page.keyboard.press("Shift+Tab")  # past the link to this input
+        expect(page.get_by_role("tab", name="Form")).to_be_focused()
         page.keyboard.press("ArrowRight")
         expect(page.get_by_label("The input as JSON")).to_be_visible()
         page.keyboard.press("ArrowLeft")
@@ -391,30 +377,56 @@ def test_it_fits_a_phone(browser: Browser, tokens: Runner) -> None:
         assert page.evaluate("() => document.documentElement.scrollWidth") == 390
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_an_audit_by_axe_finds_nothing_serious(browser: Browser, widgets: Runner, scheme: str) -> None:
-    def audit(page: Page) -> list[str]:
-        page.evaluate(AXE.read_text())
+@pytest.mark.parametrize("looks", [{"color_scheme": "light"}, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"])
+def test_an_audit_by_axe_finds_nothing_serious(browser: Browser, widgets: Runner, looks: dict[str, Any]) -> None:
+    def audit(state: str, *, main: bool = True) -> list[str]:
+        if looks is PHONE and not main:
+            return []
         found = page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")["violations"]
-        return [f"{one['id']}: {node['html'][:200]}" for one in found if one["impact"] in ("serious", "critical") for node in one["nodes"]]
+        return [f"{state}: {one['id']}: {node['html'][:200]}" for one in found if one["impact"] in ("serious", "critical") for node in one["nodes"]]
 
-    with looking_at(browser, widgets.url, color_scheme=scheme) as page:
+    def opened(name: str) -> None:
+        page.get_by_role("navigation").get_by_role("button", name=f"/{name}").click()
+
+    with looking_at(browser, widgets.url, **looks, reduced_motion="reduce") as page:
+        page.get_by_label("Prompt").wait_for()
+        page.evaluate(AXE.read_text())
+        faults = audit("form")
         page.get_by_text("More settings").click()
+        faults += audit("all of the form", main=False)
         run(page)
         ended(page, "Failed, 422")
-        assert audit(page) == []
-        page.get_by_role("button", name="Pictures /pictures").click()
+        faults += audit("error")
+        opened("steps")
+        page.get_by_role("radio", name="Queue").click()
+        page.get_by_label("Count").fill("100000")
+        run(page)
+        expect(page.locator(".log")).to_contain_text("step 2")
+        faults += audit("running")
+        page.get_by_role("button", name="Stop").click()
+        ended(page, re.compile("Stopped in"))
+        opened("pictures")
         run(page)
         ended(page)
-        assert audit(page) == []
+        faults += audit("result")
         page.get_by_role("tab", name="Code").click()
-        assert audit(page) == []
+        faults += audit("code", main=False)
         page.get_by_role("tab", name="Runs").click()
-        assert audit(page) == []
-        page.get_by_role("button", name="Double /double").click()
+        faults += audit("runs", main=False)
+        opened("shot")
+        page.get_by_role("button", name="Add advanced").click()
+        page.locator(field(page, "palette")).get_by_role("button", name="Add a colour").click()
+        faults += audit("choices", main=False)
+        opened("scan")
+        page.get_by_label("Model URL").fill(f"{widgets.url}/files/none.fbx")
+        run(page)
+        expect(page.get_by_role("img", name="3D model")).to_be_visible()
+        faults += audit("models", main=False)
+        opened("double")
         page.get_by_role("button", name="Send").click()
         expect(page.locator(".messages .in")).to_have_count(1)
-        assert audit(page) == []
+        faults += audit("realtime")
+    assert faults == []
 
 
 # --- safety
@@ -428,6 +440,17 @@ def test_text_of_a_model_is_never_markup(browser: Browser, widgets: Runner) -> N
         expect(page.locator(".shown .text")).to_contain_text("<b>bold</b>")
         assert page.locator(".shown b, .shown img").count() == 0
         assert page.title() == "Widgets playground"
+
+
+def test_media_on_other_hosts_are_links_and_never_asked_for(browser: Browser, widgets: Runner) -> None:
+    with looking_at(browser, f"{widgets.url}/#endpoint=/elsewhere") as page:
+        page.get_by_label("Image URL").press_sequentially("https://elsewhere.invalid/x.png")
+        expect(page.get_by_text("Kept on another host")).to_be_visible()
+        run(page)
+        ended(page)
+
+        expect(page.get_by_role("link", name="open it")).to_have_count(2)
+        expect(page.get_by_role("link", name="open it").first).to_have_attribute("rel", "noreferrer noopener")
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab_only(browser: Browser, tmp_path: Path) -> None:

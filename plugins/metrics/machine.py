@@ -83,6 +83,7 @@ class Cuda:
         free = {n: cuda.mem_get_info(n) for n in devices}
         used = {str(n): total - left for n, (left, total) in free.items()}
         yield gauge("runner_cuda_memory_used_bytes", "Memory of the device that is taken, by whomever.", ["device"], used)
+        yield gauge("runner_cuda_memory_total_bytes", "Memory that the device has.", ["device"], {str(n): total for n, (_, total) in free.items()})
         percent = 100 * sum(used.values()) / max(1, sum(total for _, total in free.values()))
         yield gauge("fal_app_runner_vram_usage_percent", "Memory of all devices that is taken.", ["application"], {self._id: percent})
         with suppress(Exception):  # nvidia-ml-py is not there, or the driver does not tell

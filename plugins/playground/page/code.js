@@ -63,12 +63,16 @@ function javascript(value, indent = "") {
   return Array.isArray(value) ? `[\n${lines.join(",\n")},\n${indent}]` : `{\n${lines.join(",\n")},\n${indent}}`;
 }
 
+/** What an answer is asked for as: a stream's events, or all that it would send as one list. */
+function accepting(call) {
+  if (call.mode === "stream") return { accept: "text/event-stream" };
+  return call.streams ? { accept: "application/json" } : {};
+}
+
 // --- curl
 
 function curl(call) {
-  const headers = { "content-type": "application/json", ...call.headers };
-  if (call.mode === "stream") headers.accept = "text/event-stream";
-  else if (call.streams && call.mode === "direct") headers.accept = "application/json";
+  const headers = { "content-type": "application/json", ...call.headers, ...accepting(call) };
   const lines = Object.entries(headers).map(([name, value]) => `  -H ${quoted(`${name}: ${value}`)}`);
   const auth = call.keyed ? ['  -H "authorization: Key $FAL_KEY"'] : [];
   const data = `  -d ${quoted(JSON.stringify(call.body))}`;
@@ -94,7 +98,8 @@ function falNote(call) {
 
 function pythonFal(call) {
   const shown = python(call.body, "    ");
-  const extra = Object.keys(call.headers).length ? `\n    headers=${python(call.headers, "    ")},` : "";
+  const headers = { ...call.headers, ...(call.mode === "queue" ? accepting(call) : {}) };
+  const extra = Object.keys(headers).length ? `\n    headers=${python(headers, "    ")},` : "";
   const head = [...falNote(call), "import fal_client", ""];
   if (call.mode === "realtime") {
     return [...head, `with fal_client.realtime("${call.appId}", path="${call.bare}") as connection:`, `    connection.send(${shown})`, "    print(connection.recv())"].join("\n");
@@ -102,7 +107,7 @@ function pythonFal(call) {
   if (call.mode === "queue") {
     return [
       ...head, "def told(update):", "    for line in getattr(update, \"logs\", None) or []:", "        print(line[\"message\"], file=sys.stderr)", "",
-      "result = fal_client.subscribe(", `    "${call.id}",`, `    arguments=${shown},`, "    with_logs=True,", "    on_queue_update=told,", ")", "print(result)",
+      "result = fal_client.subscribe(", `    "${call.id}",`, `    arguments=${shown},${extra}`, "    with_logs=True,", "    on_queue_update=told,", ")", "print(result)",
     ].join("\n").replace("import fal_client", "import sys\n\nimport fal_client");
   }
   if (call.mode === "stream" || call.streams) {
@@ -114,9 +119,7 @@ function pythonFal(call) {
 }
 
 function pythonHttpx(call) {
-  const headers = { ...call.headers };
-  if (call.mode === "stream") headers.accept = "text/event-stream";
-  else if (call.streams && call.mode === "direct") headers.accept = "application/json";
+  const headers = { ...call.headers, ...accepting(call) };
   const entries = Object.entries(headers).map(([name, value]) => `${JSON.stringify(name)}: ${JSON.stringify(value)}`);
   if (call.keyed) entries.push('"authorization": f"Key {os.environ[\'FAL_KEY\']}"');
   const imports = [call.keyed && "import os", ["stream"].includes(call.mode) && "import json", call.mode === "queue" && "import time"].filter(Boolean).sort();
@@ -128,7 +131,7 @@ function pythonHttpx(call) {
   }
   if (call.mode === "queue") {
     const client = call.keyed ? 'client = httpx.Client(headers={"authorization": f"Key {os.environ[\'FAL_KEY\']}"})' : "client = httpx.Client()";
-    const own = Object.keys(call.headers).length ? [`    headers=${python(call.headers, "    ")},`] : [];
+    const own = Object.keys(headers).length ? [`    headers=${python(headers, "    ")},`] : [];
     return [...head, client, "job = client.post(", `    ${JSON.stringify(call.submit)},`, body, ...own, ").raise_for_status().json()", 'while client.get(job["status_url"]).json()["status"] != "COMPLETED":', "    time.sleep(0.2)", 'response = client.get(job["response_url"]).raise_for_status()', "print(response.json())"].join("\n");
   }
   return [...head, "response = httpx.post(", `    ${JSON.stringify(call.url)},`, body, ...given, "    timeout=None,", ")", "response.raise_for_status()", "print(response.json())"].join("\n");
@@ -161,9 +164,7 @@ function javascriptFal(call) {
 }
 
 function javascriptFetch(call) {
-  const headers = { "content-type": "application/json", ...call.headers };
-  if (call.mode === "stream") headers.accept = "text/event-stream";
-  else if (call.streams && call.mode === "direct") headers.accept = "application/json";
+  const headers = { "content-type": "application/json", ...call.headers, ...accepting(call) };
   const entries = Object.entries(headers).map(([name, value]) => `${JSON.stringify(name)}: ${JSON.stringify(value)}`);
   if (call.keyed) entries.push("authorization: `Key ${process.env.FAL_KEY}`");
   const post = (url) => [`await fetch(${JSON.stringify(url)}, {`, '  method: "POST",', `  headers: { ${entries.join(", ")} },`, `  body: JSON.stringify(${javascript(call.body, "  ")}),`, "})"].join("\n");

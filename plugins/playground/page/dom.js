@@ -37,12 +37,15 @@ export function icon(path) {
 export const GLYPHS = {
   play: "M6 4l10 6-10 6z",
   stop: "M5 5h10v10H5z",
-  dice: "M4 4h12v12H4zM7.5 7.5v.01M12.5 7.5v.01M10 10v.01M7.5 12.5v.01M12.5 12.5v.01",
+  dice: "M3 6.5L10 3l7 3.5v7.5L10 17l-7-3zM3 6.5L10 10l7-3.5M10 10v7M6.5 11.5v1.5M13.5 11v.5M13.5 13.5v.5M10 6.2v.2",
   close: "M5 5l10 10M15 5L5 15",
   copy: "M7 7h9v9H7zM4 13V4h9",
   link: "M8 12l4-4M7 9L4.5 11.5a2.8 2.8 0 004 4L11 13M9 7l2.5-2.5a2.8 2.8 0 014 4L13 11",
   down: "M10 3v10M6 9l4 4 4-4M4 17h12",
+  file: "M5 2.5h6.5L16 7v10.5H5zM11.5 2.5V7H16",
   plus: "M10 4v12M4 10h12",
+  minus: "M4 10h12",
+  swap: "M4 7h12M13 4l3 3-3 3M16 13H4M7 10l-3 3 3 3",
   sun: "M10 6.5a3.5 3.5 0 100 7 3.5 3.5 0 000-7M10 2v1.5M10 16.5V18M2 10h1.5M16.5 10H18M4.5 4.5l1 1M14.5 14.5l1 1M15.5 4.5l-1 1M5.5 14.5l-1 1",
   moon: "M16 11.5A6.5 6.5 0 118.5 4a5 5 0 007.5 7.5z",
   auto: "M10 3a7 7 0 100 14zM10 3a7 7 0 010 14",
@@ -76,8 +79,8 @@ export async function copy(text, what) {
 
 /** Buttons of which one is chosen, as radio buttons are: arrows move, one stop for the Tab key. */
 export function choice(label, options, chosen, choose) {
-  const buttons = options.map(([value, text, title]) =>
-    h("button", { type: "button", role: "radio", title: title ?? "", value, onclick: () => pick(value) }, text),
+  const buttons = options.map(([value, text, title, drawing]) =>
+    h("button", { type: "button", role: "radio", title: title ?? "", value, onclick: () => pick(value) }, drawing, text),
   );
   const group = h("div", { class: "choice", role: "radiogroup", "aria-label": label }, buttons);
   group.addEventListener("keydown", (event) => {
@@ -106,11 +109,11 @@ export function choice(label, options, chosen, choose) {
 /** Panels of which one is shown, chosen by tabs. */
 export function tabs(label, panels, chosen = 0, changed = () => {}) {
   const ids = panels.map(() => newId("tab"));
-  const heads = panels.map(([text], i) =>
-    h("button", { type: "button", role: "tab", id: ids[i], "aria-controls": `${ids[i]}-panel`, onclick: () => show(i) }, text),
+  for (const [i, [, body]] of panels.entries()) body.id ||= `${ids[i]}-panel`;
+  const heads = panels.map(([text, body], i) =>
+    h("button", { type: "button", role: "tab", id: ids[i], "aria-controls": body.id, onclick: () => show(i) }, text),
   );
   const bodies = panels.map(([, body], i) => {
-    body.id = `${ids[i]}-panel`;
     body.setAttribute("role", "tabpanel");
     body.setAttribute("aria-labelledby", ids[i]);
     return body;

@@ -1,18 +1,20 @@
 // A form made from a schema. Every widget is a control: `{node, get, set, child?, group?}`, where
 // `get()` gives the JSON value or undefined for nothing, and `set(undefined)` goes back to the start.
 
+import { colorControl, paletteControl, sizeControl, tilesControl } from "./choices.js";
+import { checksControl, constantControl, jsonControl, numberControl, presetsControl, seedControl, selectControl, sliderControl, textControl, textareaControl, toggleControl } from "./controls.js";
 import { GLYPHS, h, icon, newId } from "./dom.js";
-import { mediaControl, mediumControl } from "./media.js";
-import { bounds, fits, initial, isMask, mediumOfField, ordered, widgetOf, words } from "./schema.js";
-import { equal, isObject, pretty } from "./values.js";
+import { bundleControl, mediaControl, mediumControl } from "./media.js";
+import { fits, initial, isMask, isMotion, mediumOfField, ordered, titleOf, widgetOf, words } from "./schema.js";
+import { equal, isObject } from "./values.js";
 
 const DEEPEST = 8; // nested objects drawn as forms; deeper ones are edited as JSON
+const CHOSEN = ["union", "size"]; // kinds of controls whose value is of one kind or another
 const FIRST = 4; // fields in sight of an object that requires none
-const SEEDS = 2 ** 31;
 
 /** The form of one endpoint. `changed()` is called after every edit. */
 export function makeForm(endpoint, changed) {
-  const context = { resolve: endpoint.resolve, changed, depth: 0, values: () => root.get() };
+  const context = { resolve: endpoint.resolve, changed, depth: 0, values: () => root.get(), field: fieldOf };
   const schema = endpoint.input;
   const isRecord = (schema.properties || schema.type === "object") && !mediumOfField("", schema);
   const root = isRecord ? objectControl(context, schema, true) : wholeField(context, schema);
@@ -31,30 +33,27 @@ function wholeField(context, schema) {
   return { ...field.control, node: h("div", { class: "fields" }, field.node), child: () => field };
 }
 
-/** Put each fault at the field it is about. Returns those that have none, and the first field that has one. */
+/** Put each fault at the field it is about, and go to the first. Of a union only what is wrong with its chosen kind is told. */
 function showFaults(root, faults) {
-  const left = [];
-  let first;
+  const found = new Map(); // field nodes, and what is wrong with them
   for (const fault of faults) {
-    const path = (fault.loc ?? []).slice(1);
     let control = root;
     let field;
-    for (const part of path) {
+    for (const part of (fault.loc ?? []).slice(1)) {
       const next = control?.child?.(part);
       if (!next) continue; // validators name the variants of a union, too
       field = next;
       control = next.control;
     }
-    if (!field) {
-      left.push(fault);
-      continue;
-    }
-    field.node.fault(fault.msg ?? String(fault.type));
-    first ??= field.node;
+    if (field) found.set(field.node, { kind: control.kind, text: fault.msg ?? String(fault.type) });
   }
+  const nodes = [...found.keys()];
+  const within = (node) => nodes.some((other) => other !== node && node.contains(other));
+  const told = nodes.filter((node) => !(CHOSEN.includes(found.get(node).kind) && within(node)));
+  for (const node of told) node.fault(found.get(node).text);
+  const first = told.find((node) => !within(node));
   for (let box = first?.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
   first?.enter();
-  return left;
 }
 
 // --- a field: label, control, hint, fault
@@ -63,7 +62,7 @@ function fieldOf(context, name, given, required, label) {
   const schema = context.resolve(given);
   const id = newId("field");
   const control = controlOf(context, name, schema, id, required);
-  const title = label ?? given.title ?? words(String(name)); // a reference has the title of its type, not of the field
+  const title = label ?? titleOf(String(name), given); // a reference has the title of its type, not of the field
   const hint = schema.ui?.hint ?? schema.description;
   const fault = h("p", { class: "error", id: `${id}-error`, hidden: true });
   const mark = required && label === undefined ? h("span", { class: "needed", title: "required", "aria-hidden": "true" }, "*") : undefined;
@@ -100,8 +99,11 @@ function fieldOf(context, name, given, required, label) {
 }
 
 function controlOf(context, name, schema, id, required) {
-  const make = context.depth > DEEPEST ? jsonControl : CONTROLS[widgetOf(name, schema, context.resolve)];
-  const control = make({ ...context, depth: context.depth + 1 }, schema, id, name, required);
+  const widget = widgetOf(name, schema, context.resolve);
+  const drawn = widget === "select" && (context.motion || isMotion(name, schema)) ? "tiles" : widget;
+  const make = context.depth > DEEPEST ? jsonControl : CONTROLS[drawn];
+  const motion = drawn === "object" && isMotion(name, schema); // its kinds of movement are drawn, too
+  const control = make({ ...context, depth: context.depth + 1, motion }, schema, id, name, required);
   control.set(initial(schema));
   return control;
 }
@@ -116,7 +118,9 @@ function objectControl(context, schema, isRoot = false) {
   for (const name of names) {
     const resolved = context.resolve(schema.properties[name]);
     if (resolved.ui?.hidden) continue;
-    fields.set(name, fieldOf(context, name, schema.properties[name], required.has(name)));
+    const field = fieldOf(context, name, schema.properties[name], required.has(name));
+    field.node.hidden = Boolean(context.variant) && "const" in resolved; // the kind of a union says it
+    fields.set(name, field);
   }
   const main = mainFields(fields);
   const rest = [...fields].filter(([name]) => !main.has(name));
@@ -164,7 +168,7 @@ function nestedControl(context, schema, id, name, required) {
   if (required || isObject(schema.default)) return objectControl(context, schema);
   let inner;
   const node = h("div", { class: "nested-slot" });
-  const add = h("button", { type: "button", class: "quiet", onclick: () => put({}) }, icon(GLYPHS.plus), `Add ${words(String(name)).toLowerCase()}`);
+  const add = h("button", { type: "button", class: "plain", onclick: () => put({}) }, icon(GLYPHS.plus), `Add ${words(String(name)).toLowerCase()}`);
   const remove = h("button", { type: "button", class: "quiet", onclick: () => put(undefined) }, icon(GLYPHS.close), "Leave out");
   function put(value, byHand = true) {
     inner = value === undefined ? undefined : objectControl(context, schema);
@@ -182,167 +186,13 @@ function nestedControl(context, schema, id, name, required) {
   };
 }
 
-// --- texts, numbers, choices
+// --- lists, unions, media
 
-const textOf = (value) => (value === undefined || value === null ? "" : typeof value === "string" ? value : JSON.stringify(value));
-
-function textControl(context, schema, id, name, required) {
-  const node = h("input", { id, type: "text", placeholder: placeholder(schema), autocomplete: "off", spellcheck: false, oninput: context.changed });
-  return texts(node, schema, required);
-}
-
-function textareaControl(context, schema, id, name, required) {
-  const node = h("textarea", { id, rows: 3, placeholder: placeholder(schema), oninput: context.changed });
-  return texts(node, schema, required);
-}
-
-/** An empty text counts for nothing, unless nothing is not allowed and the person has been here. */
-function texts(node, schema, required) {
-  let touched = false;
-  node.addEventListener("input", () => (touched = true));
-  return {
-    node,
-    get: () => (node.value !== "" ? node.value : (touched && (required || schema.default)) || schema.default === "" ? "" : undefined),
-    set(value) {
-      touched = value === "";
-      node.value = textOf(value);
-    },
-  };
-}
-
-const placeholder = (schema) => (schema.format ? schema.format : "");
-
-function presetsControl(context, schema, id) {
-  const listId = `${id}-list`;
-  const node = h("input", { id, type: "text", list: listId, autocomplete: "off", spellcheck: false, oninput: context.changed });
-  const options = h("datalist", { id: listId }, schema.examples.map((example) => h("option", { value: example })));
-  return { node: h("div", {}, node, options), get: () => node.value || undefined, set: (value) => (node.value = textOf(value)) };
-}
-
-function numberInput(context, schema, id) {
-  const whole = schema.type === "integer";
-  return h("input", {
-    id, type: "number", inputMode: whole ? "numeric" : "decimal", autocomplete: "off", oninput: context.changed,
-    step: String(schema.multipleOf ?? (whole ? 1 : "any")), min: String(schema.minimum ?? ""), max: String(schema.maximum ?? ""),
-  });
-}
-
-const numberOf = (input) => (input.value.trim() === "" ? undefined : Number(input.value));
-
-function numberControl(context, schema, id) {
-  const node = numberInput(context, schema, id);
-  return { node, get: () => numberOf(node), set: (value) => (node.value = textOf(value)) };
-}
-
-function sliderControl(context, schema, id, name) {
-  const { low, high, step } = bounds(schema);
-  const input = numberInput(context, schema, id);
-  const slider = h("input", { type: "range", min: String(low), max: String(high), step: String(step), "aria-label": `${schema.title ?? words(String(name))}, slider` });
-  const fill = () => slider.style.setProperty("--part", `${(100 * (Number(slider.value) - low)) / (high - low || 1)}%`);
-  slider.addEventListener("input", () => {
-    input.value = slider.value;
-    fill();
-    context.changed();
-  });
-  const follow = () => {
-    slider.value = input.value === "" ? String(low) : input.value;
-    fill();
-  };
-  input.addEventListener("input", follow);
-  return {
-    kind: "slider",
-    node: h("div", { class: "slider" }, slider, input),
-    get: () => numberOf(input),
-    set(value) {
-      input.value = textOf(value);
-      follow();
-    },
-  };
-}
-
-function seedControl(context, schema, id) {
-  const input = numberInput(context, schema, id);
-  const highest = Math.min(schema.maximum ?? SEEDS, SEEDS);
-  const lowest = Math.max(schema.minimum ?? 0, 0);
-  const roll = () => {
-    input.value = String(lowest + Math.floor(Math.random() * (highest - lowest)));
-    context.changed();
-  };
-  const dice = h("button", { type: "button", class: "quiet icon", "aria-label": "Another seed, at random", title: "At random", onclick: roll }, icon(GLYPHS.dice));
-  return { node: h("div", { class: "row" }, input, dice), get: () => numberOf(input), set: (value) => (input.value = textOf(value)) };
-}
-
-function toggleControl(context, schema, id) {
-  const node = h("input", { id, type: "checkbox", role: "switch", class: "switch", onchange: context.changed });
-  let touched = false;
-  node.addEventListener("change", () => (touched = true));
-  return {
-    kind: "toggle",
-    node,
-    get: () => (node.checked || touched || typeof schema.default === "boolean" ? node.checked : undefined),
-    set(value) {
-      touched = typeof value === "boolean";
-      node.checked = value === true;
-    },
-  };
-}
-
-function selectControl(context, schema, id, name, required) {
-  const options = schema.enum.map((value, i) => h("option", { value: String(i) }, textOf(value) || "(empty)"));
-  const none = required ? undefined : h("option", { value: "" }, "–");
-  const node = h("select", { id, onchange: context.changed }, schema.default === undefined || schema.default === null ? none : undefined, options);
-  return {
-    node,
-    get: () => (node.value === "" ? undefined : schema.enum[Number(node.value)]),
-    set(value) {
-      const at = schema.enum.findIndex((one) => equal(one, value));
-      node.value = at >= 0 ? String(at) : none?.isConnected || none?.parentNode ? "" : "0";
-    },
-  };
-}
-
-function checksControl(context, schema) {
-  const options = context.resolve(schema.items).enum;
-  const boxes = options.map((value) => h("input", { type: "checkbox", onchange: context.changed }));
-  const node = h("div", { class: "checks" }, boxes.map((box, i) => h("label", {}, box, textOf(options[i]))));
-  return {
-    group: true,
-    node,
-    get() {
-      const chosen = options.filter((value, i) => boxes[i].checked);
-      return chosen.length || schema.default !== undefined ? chosen : undefined;
-    },
-    set: (value) => boxes.forEach((box, i) => (box.checked = Array.isArray(value) && value.some((one) => equal(one, options[i])))),
-  };
-}
-
-function constantControl(context, schema, id) {
-  const node = h("input", { id, type: "text", readOnly: true, value: textOf(schema.const) });
-  return { node, get: () => schema.const, set: () => {} };
-}
-
-function colorControl(context, schema, id) {
-  const node = h("input", { id, type: "color", oninput: context.changed });
-  return {
-    node,
-    get: () => ({ r: channel(1), g: channel(3), b: channel(5) }),
-    set(value) {
-      const hex = (part) => Math.max(0, Math.min(255, Math.round(part ?? 0))).toString(16).padStart(2, "0");
-      node.value = `#${hex(value?.r)}${hex(value?.g)}${hex(value?.b)}`;
-    },
-  };
-  function channel(at) {
-    return parseInt(node.value.slice(at, at + 2), 16);
-  }
-}
-
-// --- lists, unions, and what is left
-
-function listControl(context, schema, id, name) {
+function listControl(context, schema, id, name, required) {
   const single = String(name).replace(/s$/, "");
   let fields = [];
   const items = h("div", { class: "items" });
-  const add = h("button", { type: "button", class: "quiet", onclick: () => put([...value(), undefined], true) }, icon(GLYPHS.plus), "Add");
+  const add = h("button", { type: "button", class: "plain", onclick: () => put([...value(), undefined], true) }, icon(GLYPHS.plus), "Add");
   const value = () => fields.map((field) => field.control.get() ?? null);
   function put(values, byHand) {
     fields = values.map((one, i) => {
@@ -363,7 +213,7 @@ function listControl(context, schema, id, name) {
     group: true,
     node: h("div", { class: "list" }, items, add),
     child: (at) => fields[at],
-    get: () => (fields.length || schema.default !== undefined || (schema.minItems ?? 0) > 0 ? value() : undefined),
+    get: () => (fields.length || required || Array.isArray(schema.default) ? value() : undefined),
     set: (values) => put(Array.isArray(values) ? values : [], false),
   };
 }
@@ -371,19 +221,19 @@ function listControl(context, schema, id, name) {
 function unionControl(context, schema, id, name, required) {
   const variants = schema.variants;
   const empty = schema.nullable || !required;
-  const titles = variants.map((variant, i) => variant.title ?? variant.component ?? (variant.enum ? "One of" : words(variant.type ?? `Kind ${i + 1}`)));
-  const kind = h("select", { "aria-label": `${schema.title ?? words(String(name))}, kind`, onchange: () => choose(kind.value, undefined, true) },
+  const titles = variants.map((variant, i) => variant.title ?? variant.component ?? (variant.enum ? "A choice" : words(variant.type ?? `Kind ${i + 1}`)));
+  const kind = h("select", { "aria-label": `${titleOf(String(name), schema)}, kind`, onchange: () => choose(kind.value, undefined, true) },
     empty ? h("option", { value: "" }, "–") : undefined, titles.map((title, i) => h("option", { value: String(i) }, title)));
   const slot = h("div", { class: "slot" });
   let inner;
   function choose(at, value, byHand) {
     kind.value = at;
-    inner = at === "" ? undefined : controlOf(context, name, variants[Number(at)], newId("field"), true);
+    inner = at === "" ? undefined : controlOf({ ...context, variant: true }, name, variants[Number(at)], newId("field"), true);
     if (value !== undefined) inner?.set(value);
     slot.replaceChildren(...(inner ? [inner.node] : []));
     if (inner && !inner.group) {
       const target = inner.node.matches("input, textarea, select") ? inner.node : inner.node.querySelector("input, textarea, select");
-      target?.setAttribute("aria-label", schema.title ?? words(String(name)));
+      target?.setAttribute("aria-label", titleOf(String(name), schema));
     } else inner?.node.setAttribute("role", "group");
     if (byHand) context.changed();
   }
@@ -401,37 +251,28 @@ function unionControl(context, schema, id, name, required) {
   };
 }
 
-function jsonControl(context, schema, id) {
-  const node = h("textarea", { id, rows: 3, class: "code", spellcheck: false, placeholder: "JSON", oninput: context.changed });
-  return {
-    node,
-    get() {
-      if (node.value.trim() === "") return undefined;
-      try {
-        return JSON.parse(node.value);
-      } catch {
-        return node.value; // the server will say what it thinks of it
-      }
-    },
-    set: (value) => (node.value = value === undefined ? "" : pretty(value)),
-  };
-}
-
 function oneMedium(context, schema, id, name) {
   const textual = schema.type === "string" || schema.variants?.some((one) => one.type === "string");
   const medium = isMask(name) ? "mask" : mediumOfField(name, schema);
   return mediumControl({ ...context, medium, wrap: (url) => (textual ? url : { url }), camera: /face_image_url$/.test(name) }, id);
 }
 
-function manyMedia(context, schema, id, name) {
+/** Many files as one URL: an archive, or files that are packed into one. */
+function bundle(context, schema, id, name) {
+  const textual = schema.type === "string" || schema.variants?.some((one) => one.type === "string");
+  return bundleControl({ ...context, medium: "bundle", wrap: (url) => (textual ? url : { url }) }, id);
+}
+
+function manyMedia(context, schema, id, name, required) {
   const items = context.resolve(schema.items ?? {});
   const wrap = (url) => (items.type === "string" ? url : { url });
-  return mediaControl({ ...context, medium: mediumOfField(String(name).replace(/s$/, ""), items), wrap }, id, schema.default !== undefined);
+  return mediaControl({ ...context, medium: mediumOfField(String(name).replace(/s$/, ""), items), wrap }, id, required || Array.isArray(schema.default));
 }
 
 const CONTROLS = {
   text: textControl, textarea: textareaControl, presets: presetsControl, number: numberControl, slider: sliderControl,
   seed: seedControl, toggle: toggleControl, select: selectControl, checks: checksControl, constant: constantControl,
-  color: colorControl, list: listControl, union: unionControl, json: jsonControl, object: nestedControl,
-  medium: oneMedium, media: manyMedia,
+  tiles: tilesControl, size: sizeControl, color: colorControl, palette: paletteControl,
+  list: listControl, union: unionControl, json: jsonControl, object: nestedControl,
+  medium: oneMedium, media: manyMedia, bundle,
 };

@@ -5,18 +5,16 @@ import { call } from "./server.js";
 import { bytes } from "./values.js";
 
 const HEALTH_MS = 2000;
-const METRICS_EVERY = 3; // healths
-const POINTS = 40;
+const BAR_MS = 3000; // what one bar of the plot stands for
+const BARS = 40;
+const HIGH = 16;
 
 /** Keep `strip` up to date while the page is looked at. `paths` are those of the endpoints. */
 export function watchHealth(strip, paths) {
-  const rates = [];
-  let turn = 0;
-  let before;
   const state = h("span", { class: "state" });
   const parts = h("span", { class: "gauges" });
-  const plot = svg("svg", { class: "plot", viewBox: `0 0 ${POINTS} 16`, preserveAspectRatio: "none", role: "img", "aria-label": "Requests per minute, lately" }, svg("polyline", { points: "" }));
-  strip.replaceChildren(state, parts, plot);
+  const traffic = makeTraffic();
+  strip.replaceChildren(state, parts, traffic.node);
   let lanes;
   let gauges = [];
 
@@ -30,9 +28,10 @@ export function watchHealth(strip, paths) {
       show(health.status, health.reason);
     } catch {
       lanes = undefined;
+      parts.replaceChildren();
       return show("gone", "the server does not answer");
     }
-    if (turn++ % METRICS_EVERY === 0) await readMetrics();
+    await readMetrics();
     draw();
   }
 
@@ -40,38 +39,31 @@ export function watchHealth(strip, paths) {
     const response = await call("/metrics", { background: true }).catch(() => undefined);
     if (!response?.ok) return;
     const metrics = parse(await response.text());
-    const total = sum(metrics.http_requests_total?.filter(({ labels }) => paths.some((path) => labels.includes(`path="${path}"`))));
-    const now = performance.now();
-    if (before) rates.push(Math.max(0, ((total - before.total) * 60_000) / (now - before.at)));
-    if (rates.length > POINTS) rates.shift();
-    before = { total, at: now };
+    const ours = ({ labels }) => paths.some((path) => labels.includes(`path="${path}"`));
+    traffic.count(sum(metrics.http_requests_total?.filter(ours)));
     const memory = metrics.process_resident_memory_bytes?.[0]?.value;
-    const cuda = sum(metrics.runner_cuda_memory_allocated_bytes);
     gauges = [
-      memory && ["memory", bytes(memory)],
-      metrics.runner_cuda_memory_allocated_bytes && ["GPU", bytes(cuda)],
-      rates.length && ["per minute", String(Math.round(rates.at(-1)))],
+      memory && ["memory", bytes(memory), "Memory of the server's process"],
+      gpu(metrics),
+      ["per minute", String(traffic.lastMinute()), "Requests that ended in the last minute, while this page was open"],
     ].filter(Boolean);
   }
 
   function show(status, reason) {
     state.replaceChildren(h("span", { class: `dot ${status}`, "aria-hidden": "true" }), status);
+    if (reason) state.append(h("small", {}, ` · ${reason}`));
     state.title = reason ?? "";
     strip.dataset.state = status;
   }
 
   function draw() {
     const told = [
-      lanes && ["running", `${lanes.running} of ${lanes.places}`],
-      lanes && lanes.waiting > 0 && ["waiting", String(lanes.waiting)],
-      lanes && lanes.ghosts > 0 && ["stuck", String(lanes.ghosts)],
+      lanes && ["running", `${lanes.running} of ${lanes.places}`, "Places that are taken"],
+      lanes && lanes.waiting > 0 && ["waiting", String(lanes.waiting), "Requests in the line"],
+      lanes && lanes.ghosts > 0 && ["stuck", String(lanes.ghosts), "Places held by work that outlived its cancel"],
       ...gauges,
     ].filter(Boolean);
-    parts.replaceChildren(...told.map(([name, value]) => h("span", { class: "gauge" }, h("b", {}, value), ` ${name}`)));
-    const highest = Math.max(1, ...rates);
-    const points = rates.map((rate, i) => `${POINTS - rates.length + i},${15 - (14 * rate) / highest}`);
-    plot.firstChild.setAttribute("points", points.join(" "));
-    plot.toggleAttribute("hidden", rates.length < 2);
+    parts.replaceChildren(...told.map(([name, value, title]) => h("span", { class: "gauge", title }, h("b", {}, value), ` ${name}`)));
   }
 
   look();
@@ -80,10 +72,43 @@ export function watchHealth(strip, paths) {
   return look;
 }
 
+/** What torch holds of all the devices, and of how much. */
+function gpu(metrics) {
+  const held = metrics.runner_cuda_memory_allocated_bytes;
+  if (!held) return undefined;
+  const total = sum(metrics.runner_cuda_memory_total_bytes);
+  const devices = held.length > 1 ? `${held.length} GPUs` : "GPU";
+  return [devices, total ? `${bytes(sum(held))} of ${bytes(total)}` : bytes(sum(held)), "Memory that torch holds on the GPU"];
+}
+
+/** Requests by the time at which they were counted, and their plot. */
+function makeTraffic() {
+  const bars = []; // {at, count}, the oldest first
+  let before;
+  const node = svg("svg", { class: "plot", viewBox: `0 0 ${BARS} ${HIGH}`, preserveAspectRatio: "none", role: "img", "aria-label": "Requests of the last two minutes" });
+  const now = () => Math.floor(performance.now() / BAR_MS);
+  return {
+    node,
+    lastMinute: () => bars.reduce((total, { at, count }) => total + (at > now() - 60_000 / BAR_MS ? count : 0), 0),
+    count(total) {
+      const more = before === undefined ? 0 : Math.max(0, total - before); // a server that began anew counts from 0
+      before = total;
+      if (bars.at(-1)?.at === now()) bars.at(-1).count += more;
+      else bars.push({ at: now(), count: more });
+      while (bars[0].at <= now() - BARS) bars.shift();
+      const highest = Math.max(1, ...bars.map(({ count }) => count));
+      node.replaceChildren(
+        svg("rect", { x: 0, y: HIGH - 1, width: BARS, height: 1, class: "ground" }),
+        ...bars.filter(({ count }) => count).map(({ at, count }) => svg("rect", { x: BARS - 1 - (now() - at), y: HIGH * (1 - count / highest), width: 0.8, height: (HIGH * count) / highest })),
+      );
+    },
+  };
+}
+
 /** Prometheus' text: `{name: [{labels, value}]}`. */
 function parse(text) {
   const found = {};
-  for (const [, name, labels, value] of text.matchAll(/^([a-zA-Z_:]+)(\{[^}]*\})? ([^ \n]+)/gm)) (found[name] ??= []).push({ labels: labels ?? "", value: Number(value) });
+  for (const [, name, labels, value] of text.matchAll(/^([a-zA-Z_:][\w:]*)(\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})? ([^ \n]+)/gm)) (found[name] ??= []).push({ labels: labels ?? "", value: Number(value) });
   return found;
 }
 

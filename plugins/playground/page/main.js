@@ -62,6 +62,8 @@ function makePage(about, endpoints, lookAtHealth) {
     current = next;
     byId("main").replaceChildren(current.node);
     buttons.forEach((button, i) => (endpoints[i] === endpoint ? button.setAttribute("aria-current", "page") : button.removeAttribute("aria-current")));
+    const open_ = buttons[endpoints.indexOf(endpoint)];
+    nav.scrollTo({ left: open_.offsetLeft - nav.offsetLeft - 16 }); // on a phone the others are beside the screen
     if (wanted) current.restore(wanted);
     current.refresh();
   }
@@ -80,6 +82,15 @@ function makePage(about, endpoints, lookAtHealth) {
       event.preventDefault();
       current?.run();
     } else if (event.key === "Escape") current?.stop();
+  });
+  document.addEventListener("paste", (event) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (!files.length || event.defaultPrevented || document.querySelector("dialog[open]")) return;
+    const zones = [...document.querySelectorAll(".card.in .zone")].filter((zone) => zone.checkVisibility());
+    const zone = zones.find((one) => !one.closest("[data-filled]")) ?? zones[0];
+    if (!zone) return;
+    event.preventDefault();
+    zone.receive(files);
   });
   return { open };
 }
@@ -235,9 +246,8 @@ function endpointView(endpoint, { about, history, repeat, lookAtHealth }) {
 
   const empty = h("div", { class: "empty" }, h("p", {}, "The result appears here."), h("p", { class: "hint" }, h("kbd", {}, "Ctrl"), " + ", h("kbd", {}, "Enter"), " runs, ", h("kbd", {}, "Esc"), " stops."));
   const resultPanel = h("div", {}, socket ? talk.node : [empty, result.node]);
-  const formPanel = h("div", { class: "panel", id: "form", tabIndex: -1 }, form.node);
+  const formPanel = h("div", { class: "panel", id: "form" }, form.node);
   const left = tabs("Input", [["Form", formPanel], ["JSON", textPanel]]);
-  formPanel.removeAttribute("tabindex");
   const right = tabs("Output", [[socket ? "Messages" : "Result", resultPanel], ["Code", codePanel], ...(socket ? [] : [["Runs", runsPanel]])], 0, () => setTimeout(drawCode));
   const bar = socket
     ? h("div", { class: "run-bar" }, h("div", { class: "row end grow" }, talk.actions))
@@ -249,7 +259,7 @@ function endpointView(endpoint, { about, history, repeat, lookAtHealth }) {
     "div",
     { class: "columns" },
     h("section", { class: "card in", "aria-label": endpoint.title },
-      h("div", { class: "about" }, h("div", { class: "row between" }, h("h2", {}, endpoint.title), method), endpoint.description ? h("p", {}, endpoint.description) : undefined),
+      h("div", { class: "about" }, h("div", { class: "row between" }, h("h2", {}, endpoint.title), method), paragraphs(endpoint.description)),
       h("div", { class: "row between tab-row" }, left.list, share), left.bodies, bar),
     rightNode,
   );
@@ -279,6 +289,9 @@ function endpointView(endpoint, { about, history, repeat, lookAtHealth }) {
     },
   };
 }
+
+/** A docstring's paragraphs; where its author broke a line means nothing. */
+const paragraphs = (text) => text.split(/\n\s*\n/).filter((part) => part.trim()).map((part) => h("p", {}, part.replace(/\s+/g, " ").trim()));
 
 /** As the system has it, light, or dark: one button goes round. */
 function themes() {

@@ -3,13 +3,18 @@
 // store, the input holds the file itself as a data URI.
 
 import { waveform } from "./audio.js";
+import { paintMask, picture, recorder } from "./devices.js";
 import { GLYPHS, h, icon, say } from "./dom.js";
 import { call, problemText } from "./server.js";
-import { bytes, isObject, isShown, kindOfType, local } from "./values.js";
+import { bytes, fileNameOf, isObject, isShown, kindOfType, local } from "./values.js";
+import { fileCard, modelView } from "./viewers.js";
 
-const ACCEPT = { image: "image/*", mask: "image/*", audio: "audio/*", video: "video/*", file: "" };
-const ARTICLE = { image: "an image", mask: "a mask", audio: "a recording", video: "a video", file: "a file" };
+const ACCEPT = { image: "image/*", mask: "image/*", audio: "audio/*", video: "video/*", model: ".glb,.gltf,.obj,.fbx,.stl,.mesh,.ply" };
+const ARTICLE = { image: "an image", mask: "a mask", audio: "a recording", video: "a video", model: "a 3D model", file: "a file" };
+const ARCHIVES = /\.(7z|gz|parquet|rar|tar|tgz|xz|zip|zst)$/i;
+const MOST_FILES = 10_000; // of a folder
 
+const isUrl = (text) => /^(data:|https?:\/\/[^/\s]+)/.test(text) && URL.canParse(text);
 const urlOf = (value) => (typeof value === "string" ? value : isObject(value) ? (value.url ?? "") : "");
 
 /** One medium: a place to drop it, its preview, and its URL. */
@@ -23,7 +28,7 @@ export function mediumControl(context, id) {
     take(address.value.trim());
     context.changed();
   });
-  const zone = dropZone(context, (files) => receive(files[0]));
+  const zone = dropZone(context, receive, Boolean(context.pack));
   const node = h("div", { class: "medium", role: "group" }, preview, zone.node, address);
 
   function take(next, blob) {
@@ -31,9 +36,11 @@ export function mediumControl(context, id) {
     url = next;
     if (shown) URL.revokeObjectURL(shown);
     shown = blob ? URL.createObjectURL(blob) : undefined;
-    const source = shown ?? (url && local(url));
-    const kind = blob ? kindOfType(blob.type) : context.medium === "mask" ? "image" : context.medium;
-    preview.replaceChildren(...(url ? [seen(kind ?? "file", source, blob), clear] : []));
+    const whole = isUrl(url); // while one is typed it is none yet
+    const source = shown ?? (whole && local(url));
+    const usual = { mask: "image", bundle: "file" }[context.medium] ?? context.medium;
+    const kind = blob && usual === "file" ? (kindOfType(blob.type) ?? "file") : usual;
+    preview.replaceChildren(...(whole || shown ? [seen(kind, source, blob), clear] : []));
     node.toggleAttribute("data-filled", Boolean(url));
   }
   const clear = h("button", { type: "button", class: "quiet icon drop", "aria-label": "Remove", onclick: () => {
@@ -49,11 +56,13 @@ export function mediumControl(context, id) {
     address.value = address.readOnly ? `${text.slice(0, 60)}…` : text;
   }
 
-  async function receive(file) {
-    if (!file) return;
+  async function receive(files) {
+    if (!files.length) return;
     node.setAttribute("aria-busy", "true");
-    zone.tell(`Sending ${file.name ?? "it"}, ${bytes(file.size)} …`);
     try {
+      if (context.pack) zone.tell("Packing …");
+      const file = context.pack ? await context.pack(files) : files[0];
+      zone.tell(`Sending ${file.name ?? "it"}, ${bytes(file.size)} …`);
       const kept = await keep(file);
       tellUrl(kept);
       take(kept, file);
@@ -79,10 +88,19 @@ export function mediumControl(context, id) {
   };
 }
 
+/** Many files as one URL: an archive goes as it is, other files and folders are packed into a ZIP here. */
+export function bundleControl(context, id) {
+  return mediumControl({ ...context, pack: async (files) => {
+    if (files.length === 1 && ARCHIVES.test(files[0].name)) return files[0];
+    const { zip } = await import("./zip.js");
+    return zip(files, "files.zip");
+  } }, id);
+}
+
 /** Several media: the same place to drop them, and a strip of previews. */
 export function mediaControl(context, id, always) {
   let values = [];
-  const strip = h("div", { class: "strip" });
+  const strip = h("div", { class: `strip ${context.medium}s` });
   const zone = dropZone(context, async (files) => {
     for (const file of files) {
       zone.tell(`Sending ${file.name}, ${bytes(file.size)} …`);
@@ -103,7 +121,7 @@ export function mediaControl(context, id, always) {
         draw();
         context.changed();
       };
-      return h("div", { class: "preview" }, seen(context.medium, local(urlOf(value)), undefined),
+      return h("div", { class: "preview" }, isUrl(urlOf(value)) ? seen(context.medium, local(urlOf(value))) : h("p", { class: "hint" }, urlOf(value)),
         h("button", { type: "button", class: "quiet icon drop", "aria-label": `Remove number ${i + 1}`, onclick: remove }, icon(GLYPHS.close)));
     }));
   }
@@ -123,9 +141,12 @@ function seen(kind, source, blob) {
   if (kind === "image") return h("img", { src: source, alt: "The chosen image" });
   if (kind === "video") return h("video", { src: source, controls: true, preload: "metadata" });
   if (kind === "audio") return waveform(source);
-  return h("p", { class: "hint" }, blob?.name ? `${blob.name}, ${bytes(blob.size)}` : "A file is chosen.");
+  const name = blob?.name ?? fileNameOf(source);
+  if (kind === "model") return modelView(source, name, blob?.size);
+  return fileCard(name || "A file", blob?.size);
 }
 
+/** A place for files: to choose, drop or paste them, and the devices that can make one. */
 function dropZone(context, take, several = false) {
   const picker = h("input", { type: "file", accept: ACCEPT[context.medium] ?? "", multiple: several, class: "offscreen", tabIndex: -1, "aria-hidden": "true" });
   picker.addEventListener("change", () => {
@@ -133,35 +154,84 @@ function dropZone(context, take, several = false) {
     picker.value = "";
     take(files);
   });
-  const usual = `Choose ${several ? "files" : ARTICLE[context.medium]}`;
+  const usual = context.medium === "bundle" ? "Choose files or an archive" : `Choose ${several ? "files" : ARTICLE[context.medium]}`;
   const text = h("span", {}, usual);
-  const button = h("button", { type: "button", class: "pick", onclick: () => picker.click() }, text, h("small", {}, "or drop or paste here"));
-  const tools = [];
-  const devices = navigator.mediaDevices;
-  if (devices?.getUserMedia && context.medium === "image" ) tools.push(tool("camera", "Take a picture", () => picture(take)));
-  if (devices?.getUserMedia && window.MediaRecorder && context.medium === "audio") tools.push(recorder(take));
-  if (context.medium === "mask") tools.push(tool("brush", "Paint the mask", () => paintMask(context, take)));
-  const node = h("div", { class: "zone" }, button, tools, picker);
+  const level = h("span", { class: "level-bar", hidden: true, "aria-hidden": "true" });
+  const small = h("small", {}, context.medium === "bundle" ? "or drop them or a folder here" : "or drop or paste here");
+  const button = h("button", { type: "button", class: "pick", onclick: () => picker.click() }, text, small, level);
+  const node = h("div", { class: "zone" }, button, devicesOf(context, take, heard), picker);
   node.addEventListener("dragover", (event) => {
     event.preventDefault();
     node.toggleAttribute("data-over", true);
   });
   node.addEventListener("dragleave", () => node.toggleAttribute("data-over", false));
-  node.addEventListener("drop", (event) => {
+  node.addEventListener("drop", async (event) => {
     event.preventDefault();
     node.toggleAttribute("data-over", false);
-    take([...event.dataTransfer.files].slice(0, several ? undefined : 1));
+    const files = several ? await dropped(event.dataTransfer) : [...event.dataTransfer.files];
+    take(files.slice(0, several ? undefined : 1));
   });
+  node.receive = (files) => take(several ? files : files.slice(0, 1)); // what is pasted anywhere on the page
   button.addEventListener("paste", (event) => {
     const files = [...event.clipboardData.files];
     if (!files.length) return;
     event.preventDefault();
-    take(several ? files : files.slice(0, 1));
+    node.receive(files);
   });
-  return { node, focus: () => button.focus(), tell: (said) => (text.textContent = said ?? usual) };
+  function tell(said) {
+    text.textContent = said ?? usual;
+    small.hidden = said !== undefined;
+  }
+  function heard(said, loudness) {
+    tell(said);
+    level.hidden = said === undefined;
+    level.style.setProperty("--level", String(loudness ?? 0));
+  }
+  return { node, tell, focus: () => button.focus() };
 }
 
-const tool = (glyph, label, onclick) => h("button", { type: "button", class: "quiet icon", title: label, "aria-label": label, onclick }, icon(GLYPHS[glyph]));
+function devicesOf(context, take, heard) {
+  const devices = navigator.mediaDevices?.getUserMedia;
+  if (devices && context.medium === "image") return [tool("camera", "Take a picture", () => picture(take))];
+  if (devices && window.MediaRecorder && context.medium === "audio") {
+    const button = tool("microphone", "Record");
+    button.addEventListener("click", recorder(button, take, heard));
+    return [button];
+  }
+  if (context.medium !== "mask") return [];
+  return [tool("brush", "Paint the mask", () => {
+    const values = context.values();
+    const source = urlOf(values?.image_url ?? values?.inpaint_image_url ?? values?.image);
+    if (!source || !isShown(local(source))) return say("Choose the image first");
+    paintMask(local(source), take);
+  })];
+}
+
+/** What was dropped, with all that is in folders, each file named by its path. */
+async function dropped(transfer) {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const loose = [...transfer.files]; // after the first await the transfer is empty
+  if (!entries.some((entry) => entry.isDirectory)) return loose;
+  const found = [];
+  async function walk(entry) {
+    if (found.length >= MOST_FILES || entry.name.startsWith(".")) return;
+    if (entry.isFile) {
+      const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+      found.push(new File([file], entry.fullPath.replace(/^\//, ""), { type: file.type }));
+      return;
+    }
+    const reader = entry.createReader();
+    for (;;) {
+      const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // a hundred at a time
+      if (!some.length) return;
+      for (const one of some) await walk(one);
+    }
+  }
+  for (const entry of entries) await walk(entry);
+  return found;
+}
+
+const tool = (glyph, label, onclick) => h("button", { type: "button", class: "quiet icon", title: label, "aria-label": label, ...(onclick && { onclick }) }, icon(GLYPHS[glyph]));
 
 /** The URL of `file` in the server's store; its bytes as a data URI where the server keeps none. */
 async function keep(file) {
@@ -179,108 +249,3 @@ async function keep(file) {
 
 /** A header holds bytes, not characters: a name in UTF-8, one character for each byte. */
 const inBytes = (text) => String.fromCharCode(...new TextEncoder().encode(text));
-
-// --- the devices
-
-async function picture(take) {
-  let stream;
-  try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: true });
-  } catch (error) {
-    return say(`No camera: ${error.message}`);
-  }
-  const video = h("video", { srcObject: stream, autoplay: true, muted: true, playsInline: true });
-  const shoot = () => {
-    const canvas = h("canvas", { width: video.videoWidth, height: video.videoHeight });
-    canvas.getContext("2d").drawImage(video, 0, 0);
-    canvas.toBlob((blob) => take([new File([blob], "camera.jpg", { type: "image/jpeg" })]), "image/jpeg", 0.92);
-    dialog.close();
-  };
-  const dialog = overlay("Camera", video, h("button", { type: "button", class: "primary", onclick: shoot }, "Take it"));
-  dialog.addEventListener("close", () => stream.getTracks().forEach((track) => track.stop()));
-}
-
-function recorder(take) {
-  let running;
-  const button = tool("microphone", "Record", async () => {
-    if (running) return running.stop();
-    let stream;
-    try {
-      stream = await navigator.mediaDevices.getUserMedia({ audio: true });
-    } catch (error) {
-      return say(`No microphone: ${error.message}`);
-    }
-    const parts = [];
-    running = new MediaRecorder(stream);
-    running.ondataavailable = (event) => parts.push(event.data);
-    running.onstop = async () => {
-      stream.getTracks().forEach((track) => track.stop());
-      running = undefined;
-      button.removeAttribute("data-on");
-      button.setAttribute("aria-label", "Record");
-      take([await wav(new Blob(parts))]);
-    };
-    running.start();
-    button.toggleAttribute("data-on", true);
-    button.setAttribute("aria-label", "Stop the recording");
-  });
-  return button;
-}
-
-/** A recording as a WAV of one channel: every decoder reads that, few read what browsers record. */
-async function wav(blob) {
-  const context = new AudioContext();
-  const sound = await context.decodeAudioData(await blob.arrayBuffer());
-  context.close();
-  const samples = sound.getChannelData(0);
-  const view = new DataView(new ArrayBuffer(44 + samples.length * 2));
-  const text = (at, letters) => [...letters].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
-  const [RATE, CHANNELS, BYTES] = [sound.sampleRate, 1, 2];
-  text(0, "RIFF"); view.setUint32(4, 36 + samples.length * BYTES, true); text(8, "WAVEfmt ");
-  view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, CHANNELS, true);
-  view.setUint32(24, RATE, true); view.setUint32(28, RATE * BYTES, true); view.setUint16(32, BYTES, true);
-  view.setUint16(34, 8 * BYTES, true); text(36, "data"); view.setUint32(40, samples.length * BYTES, true);
-  samples.forEach((sample, i) => view.setInt16(44 + i * 2, Math.max(-1, Math.min(1, sample)) * 0x7fff, true));
-  return new File([view], "recording.wav", { type: "audio/wav" });
-}
-
-/** White where the finger went, black elsewhere, over the image that the mask is for. */
-function paintMask(context, take) {
-  const values = context.values();
-  const source = urlOf(values?.image_url ?? values?.inpaint_image_url ?? values?.image);
-  if (!source || !isShown(local(source))) return say("Choose the image first");
-  const image = h("img", { src: local(source), alt: "The image to be masked" });
-  const canvas = h("canvas", { class: "painted", "aria-label": "The mask: draw with the pointer" });
-  const pen = canvas.getContext("2d");
-  image.addEventListener("load", () => {
-    canvas.width = image.naturalWidth;
-    canvas.height = image.naturalHeight;
-    Object.assign(pen, { lineWidth: Math.max(8, canvas.width / 16), lineCap: "round", lineJoin: "round", strokeStyle: "#fff" });
-  });
-  const place = (event) => [(event.offsetX * canvas.width) / canvas.clientWidth, (event.offsetY * canvas.height) / canvas.clientHeight];
-  canvas.addEventListener("pointerdown", (event) => {
-    canvas.setPointerCapture(event.pointerId);
-    pen.beginPath();
-    pen.moveTo(...place(event));
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    if (!event.buttons) return;
-    pen.lineTo(...place(event));
-    pen.stroke();
-  });
-  const use = () => {
-    pen.globalCompositeOperation = "destination-over";
-    pen.fillRect(0, 0, canvas.width, canvas.height);
-    canvas.toBlob((blob) => take([new File([blob], "mask.png", { type: "image/png" })]), "image/png");
-    dialog.close();
-  };
-  const dialog = overlay("Mask", h("div", { class: "masking" }, image, canvas), h("button", { type: "button", class: "primary", onclick: use }, "Use the mask"));
-}
-
-function overlay(label, ...content) {
-  const dialog = h("dialog", { "aria-label": label, class: "overlay" }, ...content, h("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Close"));
-  dialog.addEventListener("close", () => setTimeout(() => dialog.remove()));
-  document.body.append(dialog);
-  dialog.showModal();
-  return dialog;
-}

@@ -4,10 +4,12 @@
 import { h } from "./dom.js";
 import { tree } from "./json.js";
 import { at, call, key } from "./server.js";
-import { duration, isObject, mediumOf } from "./values.js";
+import { duration, isObject, mediumOf, pretty } from "./values.js";
 import { view } from "./result.js";
 
 const MOST_MESSAGES = 300;
+const SHORT = 120; // characters of a message that stands on one line
+const MOST_TRIPS = 100; // of which the median is told
 const FRAME_SAMPLES = 4096; // of the microphone, per message
 
 export function makeConsole(endpoint, getInput) {
@@ -15,6 +17,8 @@ export function makeConsole(endpoint, getInput) {
   let sent = []; // when those were sent that have no answer yet
   let began = 0;
   let count = { out: 0, in: 0 };
+  let faulty = false; // the server said so, and then it hangs up
+  let trips = []; // milliseconds from a message to its answer
   const state = h("div", { class: "run-status", role: "status" });
   const facts = h("dl", { class: "facts" });
   const list = h("ol", { class: "messages", "aria-label": "Messages", tabIndex: 0 });
@@ -28,6 +32,7 @@ export function makeConsole(endpoint, getInput) {
     state.replaceChildren(h("span", { class: `dot ${kind}`, "aria-hidden": "true" }), text);
     connectButton.textContent = socket ? "Disconnect" : "Connect";
     const told = [["sent", String(count.out)], ["received", String(count.in)]];
+    if (trips.length) told.push(["round trip, median", duration(trips.toSorted((a, b) => a - b)[trips.length >> 1])]);
     facts.replaceChildren(...told.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
   }
 
@@ -45,11 +50,13 @@ export function makeConsole(endpoint, getInput) {
     began = performance.now();
     sent = [];
     count = { out: 0, in: 0 };
-    list.replaceChildren();
+    trips = [];
+    faulty = false;
     mine.onmessage = ({ data }) => receive(data);
     mine.onclose = ({ code, reason }) => {
       if (socket === mine) socket = undefined;
       listening?.();
+      if (faulty) return tell("Closed after an error", "failed");
       tell(code === 1000 ? "Closed" : `Closed, ${code}${reason ? ` ${reason}` : ""}`, code === 1000 ? "stopped" : "failed");
     };
     return new Promise((resolve, reject) => {
@@ -70,12 +77,12 @@ export function makeConsole(endpoint, getInput) {
     put(getInput());
   }
 
-  function put(value) {
+  function put(value, shown = value) {
     if (socket?.readyState !== WebSocket.OPEN) return;
     socket.send(JSON.stringify(value));
     sent.push(performance.now());
     count.out += 1;
-    add("out", value);
+    add("out", shown);
   }
 
   function receive(data) {
@@ -87,17 +94,22 @@ export function makeConsole(endpoint, getInput) {
       // a text is a text
     }
     if (value?.type === "x-fal-error") {
-      if (value.error !== "TIMEOUT") add("fault", value);
-      return;
+      if (value.error === "TIMEOUT") return;
+      faulty = true;
+      return add("fault", value);
     }
     count.in += 1;
     const asked = endpoint.protocol?.realtimeMode === "unary" ? sent.shift() : sent.at(-1);
-    add("in", value, asked === undefined ? undefined : performance.now() - asked);
+    const ms = asked === undefined ? undefined : performance.now() - asked;
+    if (ms !== undefined) trips = [...trips.slice(1 - MOST_TRIPS), ms];
+    add("in", value, ms);
   }
 
   function add(way, value, ms) {
     const name = { out: "Sent", in: "Received", fault: "Error" }[way];
-    const shown = way === "in" && isObject(value) && Object.entries(value).some(([field, item]) => mediumOf(item, field)) ? view(value) : [tree(value, undefined, 1, true)];
+    const media = way === "in" && isObject(value) && Object.entries(value).some(([field, item]) => mediumOf(item, field));
+    const line = media ? "" : pretty(value);
+    const shown = media ? view(value) : line.length <= SHORT && !line.includes("\n") ? line : tree(value, undefined, 1, true);
     list.append(h("li", { class: way }, h("span", { class: "way" }, name, h("small", {}, ms === undefined ? duration(performance.now() - began) : `after ${duration(ms)}`)), h("div", { class: "tree" }, shown)));
     while (list.childElementCount > MOST_MESSAGES) list.firstChild.remove();
     list.scrollTop = list.scrollHeight;
@@ -118,7 +130,10 @@ export function makeConsole(endpoint, getInput) {
     await context.audioWorklet.addModule(new URL("microphone.js", import.meta.url));
     const source = context.createMediaStreamSource(stream);
     const node = new AudioWorkletNode(context, "frames", { processorOptions: { samples: FRAME_SAMPLES } });
-    node.port.onmessage = ({ data }) => put({ ...getInput(), [frame]: base64(data) });
+    node.port.onmessage = ({ data }) => {
+      const input = getInput();
+      put({ ...input, [frame]: base64(data) }, { ...input, [frame]: `${data.byteLength} bytes of sound` });
+    };
     source.connect(node);
     microphone.textContent = "Stop microphone";
     listening = () => {

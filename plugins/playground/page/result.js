@@ -1,15 +1,16 @@
 // A run as a person reads it: how it goes, what it gave, what it printed.
 
-import { waveform } from "./audio.js";
-import { GLYPHS, byId, copy, h, icon } from "./dom.js";
+import { GLYPHS, copy, h, icon } from "./dom.js";
 import { tree } from "./json.js";
 import { ordered, words } from "./schema.js";
-import { bytes, duration, isObject, isShown, mediumOf, pretty } from "./values.js";
+import { duration, isObject, mediumOf, pretty } from "./values.js";
+import { mediaGrid } from "./viewers.js";
 
 const STATES = { sent: "Sending", queued: "In the queue", running: "Running", done: "Done", failed: "Failed", stopped: "Stopped" };
 const MOST_ROWS = 200;
 const MOST_EVENTS = 200; // of a stream, shown one by one
 const LONG_TEXT = 20_000;
+const TICK_MS = 100;
 const NEAR_END = 80; // pixels from the end of what streams in, where a reader follows it
 
 /** The place where a run is shown. `show(run)` may be called as often as something changes. */
@@ -26,6 +27,13 @@ export function makeResult() {
   const stream = streamView();
   let shown; // what is drawn: redrawn only when it is another value
   let current;
+  let told; // the facts as they stand
+  const ticking = h("dd", {});
+  const tick = () => {
+    if (!current || current.over || !node.isConnected) return;
+    ticking.textContent = duration(performance.now() - current.began);
+    setTimeout(tick, TICK_MS);
+  };
 
   function show(run) {
     if (current !== run) {
@@ -35,6 +43,7 @@ export function makeResult() {
       body.replaceChildren();
       raw.replaceChildren();
       raw.open = logs.open = false;
+      if (!run.over) setTimeout(tick);
     }
     showStatus(run);
     showFacts(run);
@@ -55,13 +64,17 @@ export function makeResult() {
 
   function showFacts(run) {
     const { timings, stopping } = run;
-    const told = [
+    const known = [
       ["wait", timings.wait], ["run", timings.run], ["first event", timings.item], ["total", run.over ? timings.total : undefined],
       ["place free after", stopping?.free],
     ].filter(([, ms]) => ms !== undefined).map(([name, ms]) => [name, duration(ms)]);
-    if (run.items.length && run.mode === "stream") told.push(["events", String(run.items.length)]);
+    if (run.items.length && run.mode === "stream") known.push(["events", String(run.items.length)]);
+    const now = JSON.stringify([known, run.id, run.over]);
+    if (told === now) return; // who has the focus in them keeps it
+    told = now;
     const id = run.id && h("div", {}, h("dt", {}, "request"), h("dd", {}, h("button", { type: "button", class: "id", title: "Copy the request id", onclick: () => copy(run.id, "Request id") }, run.id.slice(0, 8))));
-    facts.replaceChildren(...told.map(([name, value]) => h("div", { "data-fact": name }, h("dt", {}, name), h("dd", {}, value))), id ?? "");
+    const elapsed = run.over ? "" : h("div", { "data-fact": "elapsed" }, h("dt", {}, "elapsed"), ticking);
+    facts.replaceChildren(...known.map(([name, value]) => h("div", { "data-fact": name }, h("dt", {}, name), h("dd", {}, value))), elapsed, id ?? "");
   }
 
   function showProgress(run) {
@@ -190,48 +203,6 @@ function tableOf(rows) {
 }
 
 const figure = (number) => (Number.isInteger(number) ? String(number) : String(Number(number.toPrecision(6))));
-
-// --- media
-
-function mediaGrid(media, unsafe) {
-  return h("div", { class: `media${media.length > 1 ? " several" : ""}${media.length % 2 ? " odd" : ""}` }, media.map((medium, i) => mediumView(medium, unsafe?.[i])));
-}
-
-function mediumView(medium, hidden) {
-  const { kind, url, name, size } = medium;
-  const caption = [name, size ? bytes(size) : undefined].filter(Boolean).join(", ");
-  if (!isShown(url)) {
-    return h("figure", {}, h("p", { class: "hint" }, "On another host, so not shown here: ", h("a", { href: url, target: "_blank", rel: "noreferrer noopener" }, "open it")), h("figcaption", {}, caption));
-  }
-  const figcaption = h("figcaption", {}, h("span", {}, caption), h("a", { href: url, download: name || kind, class: "quiet button" }, icon(GLYPHS.down), "Download"));
-  const figure = h("figure", { class: kind }, figcaption);
-  if (kind === "image") {
-    const image = h("img", { src: url, alt: name || "Image of the result", loading: "lazy" });
-    const open = h("button", { type: "button", class: "picture", "aria-label": `Look at ${name || "the image"} in full size`, onclick: () => zoom(image) }, image);
-    image.addEventListener("load", () => (figcaption.firstChild.textContent = [`${image.naturalWidth} × ${image.naturalHeight}`, caption].filter(Boolean).join(" · ")));
-    if (hidden) {
-      open.classList.add("veiled");
-      open.addEventListener("click", (event) => {
-        if (!open.classList.contains("veiled")) return;
-        event.stopImmediatePropagation();
-        open.classList.remove("veiled");
-      }, { capture: true });
-    }
-    figure.prepend(open);
-  } else if (kind === "audio") figure.prepend(waveform(url));
-  else if (kind === "video") figure.prepend(h("video", { src: url, controls: true, preload: "metadata", playsInline: true }));
-  return figure;
-}
-
-function zoom(image) {
-  const dialog = byId("zoom");
-  const large = h("img", { src: image.src, alt: image.alt });
-  const close = h("button", { type: "button", class: "quiet icon drop", "aria-label": "Close", onclick: () => dialog.close() }, icon(GLYPHS.close));
-  large.addEventListener("click", () => large.classList.toggle("full"));
-  dialog.replaceChildren(large, close);
-  dialog.onclick = (event) => event.target === dialog && dialog.close();
-  dialog.showModal();
-}
 
 // --- streams
 

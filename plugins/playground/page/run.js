@@ -97,6 +97,7 @@ async function direct(run) {
   run.timings.first = performance.now() - run.began;
   readServerTiming(run, response);
   if (!(response.headers.get("content-type") ?? "").startsWith("text/event-stream")) return settle(run, response);
+  delete run.timings.run; // as far as the head of the answer: a stream goes on
   for await (const { data } of events(response)) {
     const item = parsed(data);
     run.timings.item ??= performance.now() - run.began;

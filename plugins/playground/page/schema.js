@@ -43,10 +43,16 @@ function inputSchema(body, carried, resolve) {
   return { ...whole, type: "object", properties: { ...beside, ...whole.properties }, required: [...needed, ...(whole.required ?? [])] };
 }
 
+const SHORT_FOR = /\b(api|cfg|csv|exr|fps|glb|gpu|hd|id|json|llm|mp3|mp4|nsfw|obj|pdf|rgb|svg|tts|url|wav)(s?)\b/g;
+
+/** A name as people write it: `mask_image_url` is "Mask image URL". */
 export const words = (name) => {
-  const text = name.replace(/[_-]+/g, " ").trim();
+  const text = name.replace(/[_-]+/g, " ").trim().replace(SHORT_FOR, (_, short, plural) => short.toUpperCase() + plural);
   return text.charAt(0).toUpperCase() + text.slice(1);
 };
+
+/** The title of a field: its author's, unless it is only the name in capitals, as generators write it. */
+export const titleOf = (name, schema) => (!schema.title || schema.title.toLowerCase() === words(name).toLowerCase() ? words(name) : schema.title);
 
 /** A function that follows references and folds `X | null` into X with `nullable`. Shallow: what is inside stays. */
 function resolver(components) {
@@ -77,7 +83,8 @@ export const ordered = (schema) => schema["x-fal-order-properties"]?.filter((nam
 
 const MEDIA = ["image", "audio", "video", "file"];
 const URLS = /(^|_)(image|video|audio|file|model|data|archive|mask)_urls?$/;
-const DATASETS = { model: "file", data: "file", archive: "file", mask: "image" };
+const KINDS = { data: "file", archive: "file", mask: "image" }; // of names that are no kinds themselves
+const MODELS = /(^|_)(model|mesh)(_(glb|obj|mesh))?$/;
 
 /** The kind of medium that a field takes, or undefined. */
 export function mediumOfField(name, schema) {
@@ -87,9 +94,25 @@ export function mediumOfField(name, schema) {
   const record = schema.type === "object" && schema.properties?.url && schema.properties?.content_type;
   const named = URLS.exec(name)?.[2] ?? (/(^mask_(image_)?url|mask_(image_)?url$)/.test(name) ? "mask" : undefined);
   const isUrl = schema.type === "string" && !schema.enum;
-  if (record) return MEDIA.includes(named) ? named : "file";
-  return isUrl && named ? (DATASETS[named] ?? named) : undefined;
+  if (record) return MEDIA.includes(named) ? named : named === "model" || MODELS.test(name) ? "model" : "file";
+  return isUrl && named ? (KINDS[named] ?? named) : undefined;
 }
+
+/** Whether a field takes many files as one: a dataset, or an archive. */
+const isBundle = (name) => /(^|_)(data|archive)_url$/.test(name);
+
+/** Whether a field says how a camera moves. */
+export const isMotion = (name, schema) => schema.ui?.field === "camera_control" || /(^|_)camera_control$/.test(name);
+
+/** Whether a field is the size of a picture: one of some names, or a width and a height. */
+function isSize(schema) {
+  const [named, sized] = [schema.variants?.find((one) => one.enum), schema.variants?.find((one) => one.properties)];
+  const sides = sized && Object.keys(sized.properties);
+  return schema.variants?.length === 2 && named?.enum.every((one) => typeof one === "string") && sides?.length === 2 && sides.includes("width") && sides.includes("height");
+}
+
+/** Whether a schema is fal's RGBColor. */
+const isColor = (schema) => schema.properties?.r && schema.properties.g && schema.properties.b && (schema.component ?? schema.title) === "RGBColor";
 
 export const isMask = (name) => /(^|_)mask(_image)?_url|^mask_(image_)?url/.test(name);
 
@@ -97,9 +120,9 @@ export const isMask = (name) => /(^|_)mask(_image)?_url|^mask_(image_)?url/.test
 export function widgetOf(name, schema, resolve) {
   const field = schema.ui?.field;
   if ("const" in schema) return "constant";
-  if (schema.component === "RGBColor" || (schema.title === "RGBColor" && schema.properties?.r)) return "color";
-  if (schema.type !== "array" && mediumOfField(name, schema)) return "medium";
-  if (schema.variants) return "union";
+  if (isColor(schema)) return "color";
+  if (schema.type !== "array" && mediumOfField(name, schema)) return isBundle(name) ? "bundle" : "medium";
+  if (schema.variants) return isSize(schema) ? "size" : "union";
   if (schema.enum) return "select";
   switch (schema.type) {
     case "boolean":
@@ -107,13 +130,14 @@ export function widgetOf(name, schema, resolve) {
     case "integer":
     case "number":
       if (field === "seed" || (schema.type === "integer" && /seed$/.test(name))) return "seed";
-      return bounds(schema) ? "slider" : "number";
+      return bounds(schema) && field !== "number" ? "slider" : "number";
     case "string":
       if (field === "textarea" || /(^|_)prompt$/.test(name) || schema.maxLength > 400) return "textarea";
       return (field === "presets" || /model_name$/.test(name)) && schema.examples?.length ? "presets" : "text";
     case "array": {
       const items = resolve(schema.items ?? {});
       if (items.enum) return "checks";
+      if (isColor(items)) return "palette";
       if (mediumOfField(name.replace(/s$/, ""), items)) return "media";
       return items.type || items.variants || items.properties ? "list" : "json";
     }

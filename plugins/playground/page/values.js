@@ -29,8 +29,11 @@ const EXTENSIONS = {
   image: /\.(avif|bmp|gif|jpe?g|png|svg|webp)$/i,
   audio: /\.(aac|flac|m4a|mp3|oga|ogg|opus|wav)$/i,
   video: /\.(m4v|mov|mp4|ogv|webm)$/i,
+  model: /\.(fbx|glb|gltf|mesh|obj|stl)$/i,
+  hdr: /\.exr$/i,
 };
 const NAMES = [
+  [/(^|_)(model_(glb|obj|mesh)|mesh)(_urls?)?$/, "model"],
   [/(^|_)images?(_urls?)?$/, "image"],
   [/(^|_)videos?(_urls?)?$/, "video"],
   [/(^|_)(audios?|audio_file)(_urls?)?$/, "audio"],
@@ -42,25 +45,28 @@ export function mediumOf(value, name = "") {
   if (typeof url !== "string" || !/^(https?:|data:|\/)/.test(url)) return undefined;
   const type = isObject(value) ? value.content_type : /^data:([^;,]+)/.exec(url)?.[1];
   if (isObject(value) && !("content_type" in value) && !("file_name" in value)) return undefined;
-  const kind = kindOfType(type) ?? kindOfUrl(url) ?? NAMES.find(([pattern]) => pattern.test(name))?.[1];
+  const fileName = isObject(value) && value.file_name ? String(value.file_name) : fileNameOf(url);
+  const kind = kindOfType(type) ?? kindOfName(fileName) ?? kindOfName(fileNameOf(url)) ?? NAMES.find(([pattern]) => pattern.test(name))?.[1];
   if (!kind && !isObject(value)) return undefined;
-  const fileName = isObject(value) && value.file_name ? value.file_name : fileNameOf(url);
-  return { kind: kind ?? "file", url: local(url), type, name: fileName, size: isObject(value) ? value.file_size : undefined };
+  return { kind: kind ?? "file", url: local(url), type, name: fileName, size: value.file_size, width: value.width, height: value.height };
 }
 
 export function kindOfType(type) {
-  return /^(image|audio|video)\//.exec(type ?? "")?.[1];
+  if (/^image\/(x-)?(aces|exr|x-exr)$/.test(type ?? "")) return "hdr";
+  return /^(image|audio|video|model)\//.exec(type ?? "")?.[1];
 }
 
-function kindOfUrl(url) {
-  if (url.startsWith("data:")) return undefined;
-  const path = url.replace(/[?#].*$/, "");
+function kindOfName(path) {
   return Object.keys(EXTENSIONS).find((kind) => EXTENSIONS[kind].test(path));
 }
 
-function fileNameOf(url) {
-  if (url.startsWith("data:")) return "";
-  return decodeURIComponent(url.replace(/[?#].*$/, "").split("/").pop() ?? "");
+export function fileNameOf(url) {
+  if (/^(data|blob):/.test(url)) return "";
+  try {
+    return decodeURIComponent(url.replace(/[?#].*$/, "").split("/").pop() ?? "");
+  } catch {
+    return ""; // a stray percent sign
+  }
 }
 
 /** One machine has several names for itself: a file of this server is asked for by the name the page has. */

@@ -32,7 +32,7 @@ import msgspec
 import pluggy
 
 HOUSE = str(Path(__file__).parent)
-__path__ = [HOUSE]  # `plugins/` and `schemas/` are runner.plugins, runner.schemas
+__path__ = [HOUSE, f"{HOUSE}/typings/runner"]  # `plugins/` and `schemas/` are runner.plugins, runner.schemas
 __version__ = "0.1.0"
 
 if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` took our folder off its path
@@ -70,7 +70,6 @@ from runner.schemas.codec import Codec
 from runner.schemas.connection import SHORTCUTS, ConnectionProtocol
 from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, Retry, check_path, realtime_mode
 from runner.schemas.events import OnOutput
-from runner.schemas.exits import WRONG_SETTING
 from runner.schemas.health import Health, HealthCheck, State
 from runner.schemas.names import *  # noqa: F403 # all that plugins need of the lowest floor
 from runner.schemas.problems import (
@@ -685,8 +684,11 @@ def _described(target: type, plugins: pluggy.PluginManager) -> AppSpec | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve one app as the arguments say. Returns the exit code: 2 for a wrong setting or class."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        target, settings, action = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ, Path.cwd())
+        if arguments[:1] == ["new"]:
+            return int(importlib.import_module("runner.plugins.scaffold").main(arguments[1:]))
+        target, settings, action = read_settings(arguments, os.environ, Path.cwd())
         if (settings.supervise or settings.reload) and settings.listen_fd < 0 and action is None:
             importlib.import_module("runner.plugins.server").supervise(settings)
         if "observability" not in settings.no_plugin:
@@ -706,7 +708,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(importlib.import_module("runner.plugins.server").run(service, settings))
     except ConfigError as error:
         sys.stderr.write(f"runner: {error}\n")
-        return WRONG_SETTING
+        return error.exit_code
 
 
 def _print_openapi(service: Service) -> int:

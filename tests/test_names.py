@@ -85,11 +85,11 @@ def test_a_file_elsewhere_brings_its_own_folder(tmp_path: Path) -> None:
         assert done.stdout.startswith("app Own, called local/own\n"), done.stderr
 
 
-def test_the_wheel_holds_one_top_level_name(wheel: Path) -> None:
-    assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"runner"}
+def test_the_wheel_holds_one_top_level_name_and_the_module_that_pytest_loads(wheel: Path) -> None:
+    assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"runner", "onerunner_pytest.py"}
     ours = {str(path.relative_to(HOUSE)) for room in ("plugins", "schemas") for path in (HOUSE / room).rglob("*.py")}
     held = {str(path.relative_to(wheel / "runner")) for path in (wheel / "runner").rglob("*.py")}
-    assert held == ours | {"__init__.py", "__main__.py"}
+    assert held == ours | {"__init__.py", "__main__.py", "testing.py"}
 
 
 def test_the_wheel_holds_the_page_of_the_playground(wheel: Path) -> None:

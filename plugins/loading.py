@@ -10,11 +10,13 @@ import difflib
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..schemas.app import AppSpec
 from ..schemas.exits import SETUP_FAILED
@@ -22,7 +24,7 @@ from ..schemas.problems import ConfigError
 from .registry import load_file
 
 Describe = Callable[[type], AppSpec | None]  # None: not an app
-_PLUGINS = Path(__file__).parent
+_PLUGINS, _IMPORTLIB = Path(__file__).parent, str(Path(importlib.__file__).parent)
 OURS = (str(_PLUGINS), str(_PLUGINS.parent / "schemas"), str(_PLUGINS.parent / "runner.py"), str(_PLUGINS.parent / "__init__.py"))
 
 
@@ -81,12 +83,12 @@ def _named(module: ModuleType, place: str, class_name: str, describe: Describe) 
     if chosen is not None:
         raise ConfigError(f"{place}:{class_name} is a {kind}, not a class; {_has(place, classes)}")
     near = difflib.get_close_matches(class_name, classes, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f" (did you mean {near[0]}?)" if near else ""
     raise ConfigError(f"{place} has no class {class_name!r}{hint}; {_has(place, classes)}")
 
 
 def _has(place: str, classes: list[str]) -> str:
-    return f"it has {', '.join(classes)}" if classes else "it has none"
+    return f"it has {', '.join(classes)}" if classes else "it has no class of its own"
 
 
 def _only_app(module: ModuleType, place: str, describe: Describe) -> type:
@@ -132,7 +134,7 @@ def _module(place: str) -> ModuleType:
         raise ConfigError(located(error)) from None
     except ModuleNotFoundError as error:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-            raise ImportFailed(place, error) from None
+            raise ImportFailed(f"{place} could not be imported", error) from None
         raise ConfigError(
             f"there is no module {place!r} in {sys.path[0]}; say where it is with --app-dir, or give path/to/app.py:MyApp"
         ) from None
@@ -141,15 +143,17 @@ def _module(place: str) -> ModuleType:
             located(error, f"sys.exit({error.code!r}) was called while {place} was imported; put what runs it below if __name__ == '__main__':")
         ) from None
     except KeyboardInterrupt:
-        raise
+        raise SystemExit(128 + signal.SIGINT) from None
     except BaseException as error:
-        raise ImportFailed(place, error) from None
+        raise ImportFailed(f"{place} could not be imported", error) from None
     _refuse_namesakes(module, place)
     return module
 
 
 def _refuse_other_files(place: str) -> None:
     """Say so when `place` is a path, and not that of a Python file."""
+    if not place:
+        raise ConfigError("before the ':' stands the app's module or file; for example app:MyApp or path/to/app.py:MyApp")
     path = Path(place)
     if path.is_dir() and ("/" in place or not place.isidentifier() or not any((path / f).exists() for f in ("__init__.py", "__main__.py"))):
         files = sorted(file.name for file in path.glob("*.py"))
@@ -172,12 +176,22 @@ def _refuse_namesakes(module: ModuleType, place: str) -> None:
 
 
 class ImportFailed(ConfigError):
-    """The author's module raised while it was imported: his own traceback, without the frames that are not his."""
+    """The author's code raised before anything was served: his own traceback, without the frames that are not his."""
 
     exit_code = SETUP_FAILED
 
-    def __init__(self, place: str, error: BaseException) -> None:
-        super().__init__(f"{place} could not be imported:\n{own_traceback(error)}{_help(error)}")
+    def __init__(self, what: str, error: BaseException) -> None:
+        super().__init__(f"{what}:\n{own_traceback(error)}{_help(error)}")
+
+
+def make_instance(app: AppSpec) -> Any:
+    """The one instance. Raises ImportFailed when the author's class cannot be made."""
+    try:
+        return app.make()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ImportFailed(f"{app.name}() failed", error) from None
 
 
 def own_traceback(error: BaseException) -> str:
@@ -193,7 +207,7 @@ def own_traceback(error: BaseException) -> str:
 
 
 def _is_his(frame: traceback.FrameSummary) -> bool:
-    return not frame.filename.startswith((*OURS, "<frozen importlib"))
+    return not frame.filename.startswith((*OURS, "<frozen importlib", _IMPORTLIB))
 
 
 def located(error: BaseException, message: str = "") -> str:

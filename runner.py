@@ -99,6 +99,7 @@ from runner.schemas.response import Response, json_response
 from runner.schemas.routes import Routes
 from runner.schemas.service import Answer, Check
 from runner.schemas.settings import Settings, read_settings
+from runner.schemas.tracebacks import trimmed
 
 __all__ = [
     *names.__all__,
@@ -236,6 +237,11 @@ class App:
     @property
     def current_request(self) -> Request:
         return current_request()
+
+    @classmethod
+    def get_endpoints(cls) -> list[str]:
+        """The paths of the endpoints, as fal's method of this name gives them."""
+        return [mark.path for mark in marked_methods(cls).values()]
 
 
 def describe_app(target: type[App]) -> AppSpec:
@@ -510,7 +516,7 @@ class Service:
             mapped = next((r for map_error in self.error_maps if (r := map_error(error)) is not None), None)
             response = mapped or json_response({"detail": "Internal Server Error"}, status=500)
             if response.status >= 500:
-                log.error("request.failed", endpoint=request.path, exc_info=error)
+                log.error("request.failed", endpoint=request.path, exc_info=trimmed(error))
             if response.status == 500:
                 response.headers.setdefault("x-fal-error-type", "runner_server_error")
         response.headers.update(getattr(error, "answer_headers", ()))  # what plugins add to its answer
@@ -694,17 +700,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_openapi(service: Service) -> int:
-    try:
-        answer = service.routes.known("/openapi.json")["GET"]
-    except KeyError:
-        raise ConfigError("--openapi needs the plugin openapi; leave out --no-plugin openapi") from None
-    response = answer.answer(Request())
-    assert isinstance(response, Response)
-    sys.stdout.write(response.body.decode() + "\n")
+    if (document := _document(service)) is None:
+        raise ConfigError("--openapi needs the plugin openapi; leave out --no-plugin openapi")
+    sys.stdout.write(document + "\n")
     return 0
 
 
+def _document(service: Service) -> str | None:
+    try:
+        response = service.routes.known("/openapi.json")["GET"].answer(Request())
+    except KeyError:
+        return None
+    assert isinstance(response, Response)
+    return response.body.decode()
+
+
 def _print_check(service: Service) -> int:
+    _document(service)  # what cannot be described is told now
     lines = [f"app {service.app.name}, called {service.settings.app_id or f'local/{service.app.alias}'}"]
     for endpoint in service.endpoints:
         kind = "WS  " if endpoint.mark.is_websocket else "POST"

@@ -12,7 +12,6 @@ import importlib.util
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,11 +20,10 @@ from typing import Any
 from ..schemas.app import AppSpec
 from ..schemas.exits import SETUP_FAILED
 from ..schemas.problems import ConfigError
+from ..schemas.tracebacks import own_frames, own_traceback
 from .registry import load_file
 
 Describe = Callable[[type], AppSpec | None]  # None: not an app
-_PLUGINS, _IMPORTLIB = Path(__file__).parent, str(Path(importlib.__file__).parent)
-OURS = (str(_PLUGINS), str(_PLUGINS.parent / "schemas"), str(_PLUGINS.parent / "runner.py"), str(_PLUGINS.parent / "__init__.py"))
 
 
 def prepare_path(target: str, app_dir: str, house: str) -> None:
@@ -194,25 +192,9 @@ def make_instance(app: AppSpec) -> Any:
         raise ImportFailed(f"{app.name}() failed", error) from None
 
 
-def own_traceback(error: BaseException) -> str:
-    """The traceback of `error` and of what it came of, without the frames of this server and of imports."""
-    told = traceback.TracebackException.from_exception(error)
-    each: traceback.TracebackException | None = told
-    seen: set[int] = set()
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
-        each.stack[:] = [frame for frame in each.stack if _is_his(frame)]
-        each = each.__cause__ or each.__context__
-    return "".join(told.format()).rstrip()
-
-
-def _is_his(frame: traceback.FrameSummary) -> bool:
-    return not frame.filename.startswith((*OURS, "<frozen importlib", _IMPORTLIB))
-
-
 def located(error: BaseException, message: str = "") -> str:
     """The message of `error`, after the line of the author's code that brought it about."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_his(frame)]
+    frames = own_frames(error)
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: {message or error}" if frames else message or str(error)
 
 

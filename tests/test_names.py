@@ -110,6 +110,27 @@ def test_importing_runner_brings_no_server_and_no_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, cwd=HOUSE)
 
 
+@pytest.mark.parametrize("form", ["checkout", "wheel", "editable"])
+def test_the_testing_kit_is_runner_testing(form: str, request: pytest.FixtureRequest) -> None:
+    place = HOUSE
+    if form == "wheel":
+        place = request.getfixturevalue("wheel")
+    elif form == "editable":
+        (links,) = request.getfixturevalue("editable").glob("*.pth")
+        place = Path(links.read_text().strip())
+    program = (
+        "import runner.testing; from runner.testing import AppClient; import onerunner_pytest\n"
+        "assert runner.testing.AppClient is AppClient is runner.plugins.testing.AppClient\n"
+        "print(runner.testing.__file__)"
+    )
+    path = [str(place), *([str(HOUSE / "typings")] if form == "checkout" else [])]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/", env={**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    )
+
+    assert done.stdout.startswith(str(place))
+
+
 def test_run_as_a_script_there_is_one_app_class(tmp_path: Path) -> None:
     written(
         tmp_path,

@@ -127,13 +127,14 @@ class Trial:
         self._id = str(uuid.uuid4())
         self._lock = threading.Lock()  # guards the count: threads that the work started count too
         self._count = 0
+        self._call: Call | None = None  # in whose thread the n-th checkpoint was
         self._finished: asyncio.Future[Finished] = None  # type: ignore[assignment] # made by `run`
 
     async def run(self) -> tuple[Any, Any, Cancelled]:
         first = await self._drained(self._headers)
-        before = Census(self._lanes)
-        finished = await self._cancelled()
-        left = await self._left(before)
+        with Census([self._service.lane, self._service.life.aside]) as census:
+            finished = await self._cancelled()
+            left = await self._left(census)
         name = f"{self._endpoint.name}: after the cancel at checkpoint {self._n}"
         if left:
             raise AssertionError(f"{name}\n" + "\n".join(f"  {line}" for line in left))
@@ -147,10 +148,6 @@ class Trial:
             checkpoint=self._n, layer=stopped.layer, seconds=stopped.seconds, swallowed=stopped.swallowed, answer=first
         )
         return first, after, report
-
-    @property
-    def _lanes(self) -> list[Any]:
-        return [self._service.lane, self._service.life.aside]
 
     async def _drained(self, headers: Any) -> Any:
         if not self._endpoint.streams:
@@ -186,9 +183,9 @@ class Trial:
             async with asyncio.timeout(self._within):
                 return await self._finished
         except TimeoutError:
-            where = [call.whereabouts() for call in self._at_work()]
+            where = f"; it is at {self._call.whereabouts()}" if self._call is not None else ""
             raise AssertionError(
-                f"{self._endpoint.name}: {self._within:g} s after the cancel at checkpoint {self._n} its place is not free; it is at {', '.join(where) or '?'}"
+                f"{self._endpoint.name}: {self._within:g} s after the cancel at checkpoint {self._n} its place is not free{where}"
             ) from None
         finally:
             recorder.listeners.remove(self._told)
@@ -197,14 +194,10 @@ class Trial:
         if finished.request_id == self._id and not self._finished.done():
             self._finished.set_result(finished)
 
-    def _at_work(self) -> list[Call]:
-        request = self._request()
-        return [request.place.call] if request is not None and isinstance(getattr(request.place, "call", None), Call) else []
-
-    async def _left(self, before: Census) -> list[str]:
+    async def _left(self, census: Census) -> list[str]:
         """What is there that was not there before, once what takes a moment to go has gone."""
         end, pause = time.monotonic() + SETTLE_SECONDS, LOOK_SECONDS
-        while left := Census(self._lanes).over(before):
+        while left := census.left():
             if time.monotonic() > end:
                 return left
             await anyio.sleep(pause)
@@ -226,6 +219,7 @@ class Trial:
             self._count += 1
             if self._count != self._n:
                 return
+        self._call = call
         gate = threading.Lock()
         gate.acquire()
 

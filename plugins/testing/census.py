@@ -6,35 +6,44 @@ import gc
 import os
 import sys
 import threading
-import weakref
-from typing import Any
+from typing import Any, Self
 
 FOLDERS = ("/proc/self/fd", "/dev/fd")  # Linux, macOS
 
 
 class Census:
-    """What is there now. `over` says what is there besides, in a later one."""
+    """What is there when the `with` begins; `left` says what is there besides, as often as it is asked.
+
+    The collector leaves alone meanwhile what is there (`gc.freeze`), and so sees what is new only:
+    going through all of torch would take longer than the cancel.
+    """
 
     def __init__(self, lanes: list[Any]) -> None:
-        gc.collect()
-        ours = {thread for lane in lanes for thread in lane._threads}
-        self.threads = set(threading.enumerate()) - ours
-        self.files = open_files()
-        self.tensors: dict[int, Any] = {id(tensor): weakref.ref(tensor) for tensor in tensors()}
-        self.gpu_bytes = gpu_bytes()
+        self._lanes = lanes
 
-    def over(self, before: Census) -> list[str]:
+    def __enter__(self) -> Self:
+        gc.freeze()
+        self._threads, self._files, self._gpu_bytes = self._strange_threads(), open_files(), gpu_bytes()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        gc.unfreeze()
+
+    def left(self) -> list[str]:
         """One line for each thing that was not there before."""
-        found = [f"the thread {thread.name!r} still runs" for thread in self.threads - before.threads]
-        found += [f"{path} is open" for descriptor, path in self.files.items() if before.files.get(descriptor) != path]
-        new = [ref() for key, ref in self.tensors.items() if key not in before.tensors or before.tensors[key]() is None]
-        alive = [tensor for tensor in new if tensor is not None]
+        gc.collect()
+        found = [f"the thread {thread.name!r} still runs" for thread in self._strange_threads() - self._threads]
+        found += [f"{path} is open" for descriptor, path in open_files().items() if self._files.get(descriptor) != path]
+        alive = new_tensors()
         found += [f"a tensor of shape {tuple(tensor.shape)} on {tensor.device} is alive" for tensor in alive[:5]]
         if len(alive) > 5:
             found.append(f"and {len(alive) - 5} tensors more")
-        if self.gpu_bytes > before.gpu_bytes:
-            found.append(f"{self.gpu_bytes - before.gpu_bytes} bytes of the GPU more are taken")
+        if (more := gpu_bytes() - self._gpu_bytes) > 0:
+            found.append(f"{more} bytes of the GPU more are taken")
         return found
+
+    def _strange_threads(self) -> set[threading.Thread]:
+        return set(threading.enumerate()) - {thread for lane in self._lanes for thread in lane._threads}
 
 
 def open_files() -> dict[int, str]:
@@ -51,7 +60,8 @@ def open_files() -> dict[int, str]:
     return files
 
 
-def tensors() -> list[Any]:
+def new_tensors() -> list[Any]:
+    """Those that the collector knows of: what was frozen is not among them."""
     torch = sys.modules.get("torch")
     if torch is None:
         return []

@@ -18,8 +18,8 @@ import structlog
 from ...schemas.events import Finished
 from ...schemas.request import current_request
 from ...schemas.service import ServiceView
+from ...schemas.tracebacks import own_traceback
 from ..hookspecs import hookimpl
-from ..loading import own_traceback
 from ..observability import LEVELS, Captured, Output, journal_of
 
 MOST = 10_000  # lines kept

@@ -69,30 +69,30 @@ from __future__ import annotations
 import pytest
 from runner.testing import AppClient, AppClientError, cancel_at
 
-from app import @CLASS@, Output
+import app
 
 
-def test_it_answers(app_client: AppClient[@CLASS@]) -> None:
-    assert app_client.generate(prompt="hello world") == Output(text="Hello World")
+def test_it_answers(app_client: AppClient[app.@CLASS@]) -> None:
+    assert app_client.generate(prompt="hello world") == app.Output(text="Hello World")
 
 
-def test_it_streams(app_client: AppClient[@CLASS@]) -> None:
+def test_it_streams(app_client: AppClient[app.@CLASS@]) -> None:
     assert [output.text for output in app_client.stream(prompt="hello world")] == ["Hello", "World"]
 
 
-def test_an_empty_prompt_is_refused(app_client: AppClient[@CLASS@]) -> None:
+def test_an_empty_prompt_is_refused(app_client: AppClient[app.@CLASS@]) -> None:
     with pytest.raises(AppClientError) as refused:
         app_client.generate(prompt="")
 
     assert (refused.value.status_code, refused.value.detail[0]["loc"]) == (422, ["body", "prompt"])
 
 
-def test_nothing_is_left_when_a_caller_leaves(app_client: AppClient[@CLASS@]) -> None:
+def test_nothing_is_left_when_a_caller_leaves(app_client: AppClient[app.@CLASS@]) -> None:
     cancel_at(3)(app_client.generate, prompt="hello world", steps=5)
 
 
-def test_the_server_serves_it(runner_server: AppClient[@CLASS@]) -> None:
-    assert runner_server.generate(prompt="hello world") == Output(text="Hello World")
+def test_the_server_serves_it(runner_server: AppClient[app.@CLASS@]) -> None:
+    assert runner_server.generate(prompt="hello world") == app.Output(text="Hello World")
 '''
 PROJECT = """\
 [tool.pytest.ini_options]

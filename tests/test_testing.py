@@ -255,6 +255,21 @@ def test_what_a_client_has_taken_is_given_back(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_the_app_prints_and_logs_is_seen_also_where_structlog_is_the_authors_own(capsys: pytest.CaptureFixture[str]) -> None:
+    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
+    try:
+        with AppClient(Kit) as client:
+            client.generate(prompt="seen")
+            with pytest.raises(AppClientError, match="stdout: generating boom"):
+                client.generate(prompt="boom")
+    finally:
+        structlog.reset_defaults()
+
+    printed = capsys.readouterr().out
+    assert "generating seen\ngenerating boom\n" in printed
+    assert "event='request.failed'" in printed
+
+
 def test_a_url_of_the_server_or_of_the_app_on_it_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAL_KEY", "id:secret")
     with AppClient.connect(Kit) as server:

@@ -6,13 +6,13 @@
         with AppClient(MyApp) as client:
             assert client.greet(name="Ada") == "hello Ada"
 
-    client.py       AppClient, AsyncAppClient and what their endpoints give
+    client.py       AppClient and what its endpoints give; async_client.py, its twin
     core.py         what both share: requests and answers
     inputs.py       arguments of a call as a request
     hosts.py        the app in this process, in a child process, at a URL
     transports.py   ASGI without a socket; HTTP and WebSockets with one
     recording.py    what the app logs, for errors and reports
-    cancelling.py   cancel_at
+    cancelling.py   cancel_at; census.py, what it counts
     entry.py        the pytest plugin, which imports the rest only when asked
 
 Importing it lets apps `import fal` in tests where the fal package is not installed.
@@ -20,18 +20,9 @@ Importing it lets apps `import fal` in tests where the fal package is not instal
 
 from __future__ import annotations
 
+from .async_client import AsyncAppClient, AsyncBoundEndpoint, AsyncRealtimeSession, AsyncStream
 from .cancelling import Cancelled, cancel_at
-from .client import (
-    AppClient,
-    AsyncAppClient,
-    AsyncBoundEndpoint,
-    AsyncRealtimeSession,
-    AsyncStream,
-    BoundEndpoint,
-    Job,
-    RealtimeSession,
-    Stream,
-)
+from .client import AppClient, BoundEndpoint, Job, RealtimeSession, Stream
 from .errors import Answer, AppClientError
 from .targets import offer_modules
 

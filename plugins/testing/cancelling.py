@@ -27,8 +27,9 @@ from ...schemas.events import Finished
 from ...schemas.files import File
 from ..cancellation import Call, try_out
 from ..streaming import Task
+from .async_client import AsyncBoundEndpoint
 from .census import Census
-from .client import AsyncBoundEndpoint, BoundEndpoint
+from .client import BoundEndpoint
 from .core import Core
 from .errors import AppClientError, TestingError
 

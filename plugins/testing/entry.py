@@ -27,7 +27,7 @@ NAME_IT = """name the app: in pyproject.toml
     [tool.pytest.ini_options]
     runner_app = "app:MyApp"
 
-or at the test (or as pytestmark of the module): @pytest.mark.runner_app("app:MyApp")"""
+or at the test (or as pytestmark of the module): @pytest.mark.runner_app("app:MyApp"), or app=MyApp for a class"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped where there is none")
     config.addinivalue_line(
         "markers",
-        "runner_app(app, *, fresh=False, **options): the app (a class or 'app:MyApp') of app_client and runner_server; "
+        "runner_app('app:MyApp', *, fresh=False, **options), or app=MyApp for a class: the app of app_client and runner_server; "
         "fresh=True for one of this test alone; the options are those of runner.testing.AppClient",
     )
     if config.getini("runner_app"):

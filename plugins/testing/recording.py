@@ -76,33 +76,63 @@ def _trace(error: Any) -> str:
     return own_traceback(error) if isinstance(error, BaseException) else ""
 
 
+def _keep(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The first of the processors: keeps a line, and lets it go on. What the app printed is printed instead."""
+    if event.get("event") in TOLD:
+        return event
+    if "request_id" not in event and (request_id := current_request().id) is not None:
+        event["request_id"] = request_id
+    journal.add({"level": method, **event})
+    if event.get("event") == "app.output":
+        stream = getattr(sys, event["stream"])
+        while isinstance(stream, Captured):
+            stream = stream.original
+        print(event["text"], file=stream)
+        raise structlog.DropEvent
+    return event
+
+
+def _drop(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
+    raise structlog.DropEvent
+
+
 class Lines:
     """Owns what stands in structlog's configuration while any service runs for a test."""
 
     def __init__(self) -> None:
         self._services = 0
-        self._undo: Callable[[], None] = structlog.reset_defaults
+        self._own: list[Any] = [_keep, _drop]
+        self._joined: list[list[Any]] = []  # processors of others, in which ours stands first
 
     def begin(self) -> None:
         self._services += 1
-        if self._services > 1:
+        self.see_to_it()
+
+    def see_to_it(self) -> None:
+        """Stand in whatever configuration there is: tests and apps may set structlog up when they like."""
+        processors: list[Any] = structlog.get_config()["processors"]
+        if processors and processors[0] is _keep:
             return
         if structlog.is_configured():
-            processors: list[Any] = structlog.get_config()["processors"]
-            processors.insert(max(0, len(processors) - 1), _keep)
-            self._undo = lambda: processors.remove(_keep)
+            processors.insert(0, _keep)
+            self._joined.append(processors)
             return
         structlog.configure(
-            processors=[structlog.processors.add_log_level, _keep_only],
+            processors=self._own,
             wrapper_class=structlog.make_filtering_bound_logger(LEVELS["info"]),
             cache_logger_on_first_use=False,
         )
-        self._undo = structlog.reset_defaults
 
     def end(self) -> None:
         self._services -= 1
-        if not self._services:
-            self._undo()
+        if self._services:
+            return
+        while self._joined:
+            processors = self._joined.pop()
+            if _keep in processors:
+                processors.remove(_keep)
+        if structlog.get_config()["processors"] is self._own:
+            structlog.reset_defaults()
 
 
 lines = Lines()
@@ -146,6 +176,7 @@ class Recorder:
 
     def capture(self) -> None:
         """See to it that what the app prints is captured: pytest exchanges `sys.stdout` between the parts of a test."""
+        lines.see_to_it()
         if self._output is None:
             return
         for stream in ("stdout", "stderr"):
@@ -154,21 +185,3 @@ class Recorder:
                 self._stand_ins = [(s, c) for s, c in self._stand_ins if s != stream]
                 self._stand_ins.append((stream, Captured(current, stream, self._output)))
                 setattr(sys, stream, self._stand_ins[-1][1])
-
-
-def _keep(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    if event.get("event") not in TOLD:
-        if "request_id" not in event and (request_id := current_request().id) is not None:
-            event["request_id"] = request_id
-        journal.add(event)
-    return event
-
-
-def _keep_only(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
-    _keep(logger, method, event)
-    if event.get("event") == "app.output":
-        stream = getattr(sys, event["stream"])
-        while isinstance(stream, Captured):
-            stream = stream.original
-        print(event["text"], file=stream)
-    raise structlog.DropEvent

@@ -6,7 +6,6 @@ or a `plugins.py` of its own gets its own.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import os
@@ -80,6 +79,8 @@ def _named(module: ModuleType, place: str, class_name: str, describe: Describe) 
         raise ConfigError(f"{place}:{class_name} is an object of {kind}; name the class, of which the server makes one: {place}:{kind}")
     if chosen is not None:
         raise ConfigError(f"{place}:{class_name} is a {kind}, not a class; {_has(place, classes)}")
+    import difflib  # only who is wrong needs it
+
     near = difflib.get_close_matches(class_name, classes, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise ConfigError(f"{place} has no class {class_name!r}{hint}; {_has(place, classes)}")

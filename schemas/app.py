@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
@@ -65,8 +64,20 @@ def _refuse_misspelt(name: str, value: Any, of: str) -> None:
     """Refuse what looks like an option of ours and is none: it would be without effect, and nobody would be told."""
     if name.startswith("_") or callable(value) or name in Options.__struct_fields__ or len(name) < 8:
         return
-    if near := difflib.get_close_matches(name, Options.__struct_fields__, n=1, cutoff=0.9):
-        raise ConfigError(f"{of}.{name} is no option; did you mean {near[0]}? An attribute of the app's own needs another name")
+    if near := next((option for option in Options.__struct_fields__ if _edits(name, option) <= 2), None):
+        raise ConfigError(f"{of}.{name} is no option; did you mean {near}? An attribute of the app's own needs another name")
+
+
+def _edits(one: str, other: str) -> int:
+    """Letters to add, drop or exchange to make `other` of `one`; at least how far their lengths are apart."""
+    if abs(len(one) - len(other)) > 2:
+        return 3
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(other, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]
 
 
 def derive_alias(class_name: str) -> str:

@@ -7,6 +7,7 @@ import sys
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,14 @@ def test_a_call_that_takes_too_long_is_given_up_and_cancelled() -> None:
         lane = client._core.host.service.lane
         while lane.occupancy["running"]:
             pass
+
+
+def test_many_callers_may_call_at_once(client: AppClient[Kit]) -> None:
+    """As a batch needs them (behaviour 53): the client is for any number of threads."""
+    with ThreadPoolExecutor(8) as callers:
+        answers = callers.map(lambda number: client.generate(prompt=f"p{number}", n=number), range(40))
+
+    assert list(answers) == [Output(text=f"P{number}", n=number) for number in range(40)]
 
 
 # --- streams
@@ -331,6 +340,8 @@ def test_what_cannot_be_is_said_with_what_to_write() -> None:
         pass
     with AppClient(Inside) as client:
         assert client.run() == "x"
+    with pytest.raises(runner.ConfigError, match="a client is opened once"), client:
+        pass
 
 
 def test_apps_written_for_fal_are_tested_alike(tmp_path: Path) -> None:

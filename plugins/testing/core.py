@@ -37,7 +37,12 @@ class Core:
         self.open_now = False
 
     async def open(self) -> None:
-        self.loop = asyncio.get_running_loop()
+        if self.loop is not None:
+            raise TestingError("a client is opened once; make another one")
+        try:
+            self.loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise TestingError("apps run on asyncio, and this test does not: give it the backend asyncio") from None
         await self.host.open()
         self.open_now = True
 

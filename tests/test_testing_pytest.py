@@ -203,18 +203,8 @@ def test_the_fixtures_give_the_app_that_is_named_and_a_failure_shows_its_log(tmp
     assert str(HOUSE / "plugins") not in log
 
 
-def test_who_names_no_app_is_told_how(tmp_path: Path) -> None:
-    written(tmp_path, "def test_it(app_client): ...\n", "test_it.py")
-    written(tmp_path, "", "pytest.ini")
-    report = pytest_in(tmp_path, "-q").stdout
-
-    assert "app_client does not know which app it is of; name the app: in pyproject.toml" in report
-    assert '@pytest.mark.runner_app("app:MyApp")' in report
-    assert "1 error" in report
-
-
 def test_a_project_that_merely_has_runner_installed_notices_nothing(tmp_path: Path) -> None:
-    """Neither runner nor torch is imported, and a marker of the same name means what it meant."""
+    """Neither runner nor torch is imported, and a marker of the same name means what it meant; who asks and names no app is told how."""
     written(
         tmp_path,
         """
@@ -223,10 +213,14 @@ import pytest
 @pytest.mark.gpu
 def test_their_own_marker():
     assert not {"runner", "torch", "hypercorn", "msgspec"} & set(sys.modules)
+def test_that_asks(app_client):
+    pass
 """,
         "test_theirs.py",
     )
     written(tmp_path, "[pytest]\nmarkers = gpu: ours\naddopts = --strict-markers\n", "pytest.ini")
-    done = pytest_in(tmp_path, "-q")
+    report = pytest_in(tmp_path, "-q").stdout
 
-    assert "1 passed" in done.stdout, done.stdout
+    assert "1 passed, 1 error" in report, report
+    assert "app_client does not know which app it is of; name the app: in pyproject.toml" in report
+    assert '@pytest.mark.runner_app("app:MyApp")' in report

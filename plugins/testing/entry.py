@@ -90,14 +90,14 @@ class Pool:
         self._clients: dict[str, AppClient[Any]] = {}
 
     def client(self, request: pytest.FixtureRequest, *, serve: bool) -> AppClient[Any]:
-        from runner.plugins.testing.targets import resolve
-        from runner.testing import AppClient
-
         marker = request.node.get_closest_marker("runner_app")
         options = dict(marker.kwargs) if marker is not None else {}
         named = marker.args[0] if marker is not None and marker.args else options.pop("app", None) or request.config.getini("runner_app")
         if not named:
             pytest.fail(f"{request.fixturename} does not know which app it is of; {NAME_IT}", pytrace=False)
+        from runner.plugins.testing.targets import resolve
+        from runner.testing import AppClient
+
         app, fresh = resolve(named, request.config.rootpath), options.pop("fresh", False)
         client: AppClient[Any] = AppClient(app, **{**options, **({"serve": True} if serve else {})})
         if fresh:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +25,7 @@ class Steps(runner.App):
         self.net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
         self.kept: list[Any] = []
         self.files: list[IO[str]] = []
-        self.queue: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.pool = ThreadPoolExecutor(1)
         self.calls = 0
         self.let_go = threading.Event()
 
@@ -82,15 +82,15 @@ class Steps(runner.App):
         if what == "file":
             self.files.append(HERE.open())
         if what == "thread":
-            threading.Thread(target=self.queue.get, name="leaked", daemon=True).start()
+            self.pool = ThreadPoolExecutor(1, thread_name_prefix="leaked")
+            self.pool.submit(int).result()
         if what == "count":
             self.calls += 1
         runner.checkpoint()
         self.kept.clear()
         while self.files:
             self.files.pop().close()
-        if what == "thread":
-            self.queue.put(None)
+        self.pool.shutdown()
         return self.calls
 
     @runner.endpoint("/clings")
@@ -137,7 +137,7 @@ def test_what_is_shielded_is_no_checkpoint(client: AppClient[Steps]) -> None:
     [
         ("tensor", r"a tensor of shape \(3, 4\) on cpu is alive"),
         ("file", f"{HERE} is open"),
-        ("thread", "the thread 'leaked' still runs"),
+        ("thread", "the thread 'leaked_0' still runs"),
         ("count", r"answers differently:\n  before: 1\n  after:  3"),
     ],
 )
@@ -146,7 +146,7 @@ def test_what_is_left_is_told(what: str, told: str, monkeypatch: pytest.MonkeyPa
     with AppClient(Steps) as client:
         with pytest.raises(AssertionError, match=told):
             cancel_at(1)(client.leaks, what=what)
-        client._core.host.service.instance.queue.put(None)
+        client._core.host.service.instance.pool.shutdown()
 
 
 def test_what_leaves_nothing_passes_and_answers_may_differ_where_that_is_said() -> None:

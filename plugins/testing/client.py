@@ -236,9 +236,10 @@ class Stream(Iterator[Any]):
                 self._client._call(hang_up, self._items, self._keep)
 
     def __del__(self) -> None:
-        if not self._closed and (portal := self._client._portal) is not None:
-            with suppress(RuntimeError):
-                portal.start_task_soon(hang_up, self._items, self._keep)
+        if not self._closed and self._client._portal is not None:
+            # Whatever thread collects it, the loop's own too: nobody may wait here.
+            with suppress(RuntimeError):  # the loop is closed by now
+                self._client._core.loop.call_soon_threadsafe(self._client._core.later, hang_up, self._items, self._keep)
 
 
 async def _anext(items: AsyncIterator[Any]) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,6 +35,13 @@ class Core:
         self._headers = {"accept": "*/*", **headers}
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment] # set by `open`
         self.open_now = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def later(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """On the loop: do it beside everything else."""
+        task = self.loop.create_task(function(*arguments))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def open(self) -> None:
         if self.loop is not None:

@@ -20,7 +20,9 @@ from ...schemas.request import current_request
 from ...schemas.service import ServiceView
 from ...schemas.tracebacks import own_traceback
 from ..hookspecs import hookimpl
-from ..observability import LEVELS, Captured, Output, journal_of
+from ..observability import journal_of
+from ..observability.lines import LEVELS
+from ..observability.output import Captured, Output
 
 MOST = 10_000  # lines kept
 TOLD = ("request.finished", "plugins.loaded")  # by `_finished`, and not a hundredth of a second late; by nobody
@@ -155,7 +157,7 @@ class Recorder:
 
     def end(self) -> None:
         for stream, stand_in in self._stand_ins:
-            stand_in.open = False
+            stand_in.output = None
             if getattr(sys, stream) is stand_in:
                 setattr(sys, stream, stand_in.original)
         lines.end()
@@ -183,5 +185,6 @@ class Recorder:
             current = getattr(sys, stream)
             if current is not None and not isinstance(current, Captured):
                 self._stand_ins = [(s, c) for s, c in self._stand_ins if s != stream]
-                self._stand_ins.append((stream, Captured(current, stream, self._output)))
+                self._stand_ins.append((stream, Captured(current, stream)))
+                self._stand_ins[-1][1].output = self._output
                 setattr(sys, stream, self._stand_ins[-1][1])

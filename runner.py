@@ -31,7 +31,7 @@ import anyio
 import msgspec
 
 HOUSE = str(Path(__file__).parent)
-__path__ = [HOUSE]  # `plugins/` and `schemas/` are runner.plugins, runner.schemas
+__path__ = [HOUSE, f"{HOUSE}/typings/runner"]  # `plugins/` and `schemas/` are runner.plugins, runner.schemas
 __version__ = "0.1.0"
 
 if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` took our folder off its path
@@ -51,7 +51,13 @@ from runner.plugins.eventlog import EventLog, EventLogs
 from runner.plugins.files import Audio, CompressedFile, Depot, Image
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.life import Life
-from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
+from runner.plugins.loading import (
+    load_app,
+    make_instance,
+    offer,
+    prepare_path,
+    start_spawned_children_with,
+)
 from runner.plugins.logs import get_logger
 from runner.plugins.progress import preview, progress
 from runner.plugins.realtime import Limits as SocketLimits
@@ -67,9 +73,15 @@ from runner.schemas.app import AppSpec, derive_alias, read_options
 from runner.schemas.asgi import Receive, Scope, Send
 from runner.schemas.codec import Codec
 from runner.schemas.connection import SHORTCUTS, ConnectionProtocol
+from runner.schemas.declared import (
+    check_called,
+    check_endpoint,
+    check_options,
+    marked_methods,
+    put_mark,
+)
 from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, Retry, check_path, realtime_mode
 from runner.schemas.events import OnOutput
-from runner.schemas.exits import WRONG_SETTING
 from runner.schemas.health import Health, HealthCheck, State
 from runner.schemas.names import *  # noqa: F403 # all that plugins need of the lowest floor
 from runner.schemas.problems import (
@@ -86,6 +98,7 @@ from runner.schemas.response import Response, json_response
 from runner.schemas.routes import Routes
 from runner.schemas.service import Answer, Check
 from runner.schemas.settings import Settings, read_settings
+from runner.schemas.tracebacks import trimmed
 
 __all__ = [
     *names.__all__,
@@ -121,8 +134,7 @@ def endpoint(
         raise ConfigError(f"on_disconnect is {on_disconnect!r}; it is 'cancel' or 'finish'")
     if retry not in ("never", "safe"):
         raise ConfigError(f"retry is {retry!r}; it is 'never', or 'safe' when running twice does no harm")
-    if timeout is not None and timeout <= 0:
-        raise ConfigError(f"timeout is {timeout}; it is a number of seconds above 0, such as 60")
+    check_options(timeout=timeout, health_check=health_check)
     if is_websocket and health_check is not None:
         raise ConfigError(f"{path}: a WebSocket cannot be the health check; give it a POST endpoint of its own")
     mark = Mark(
@@ -134,7 +146,7 @@ def endpoint(
         retry=retry,
     )
 
-    return lambda function: _marked(function, mark)
+    return lambda function: put_mark(function, mark)
 
 
 def realtime(
@@ -178,16 +190,9 @@ def realtime(
             encode_message=encode_message,
             decode_message=decode_message,
         )
-        return _marked(function, mark)
+        return put_mark(function, mark)
 
     return put_on
-
-
-def _marked(function: Function, mark: Mark) -> Function:
-    if hasattr(function, "route_signature"):
-        raise ConfigError(f"{function.__qualname__} is marked twice; an endpoint has one path")
-    function.route_signature = mark  # type: ignore[attr-defined]
-    return function
 
 
 class App:
@@ -232,30 +237,22 @@ class App:
     def current_request(self) -> Request:
         return current_request()
 
+    @classmethod
+    def get_endpoints(cls) -> list[str]:
+        """The paths of the endpoints, as fal's method of this name gives them."""
+        return [mark.path for mark in marked_methods(cls).values()]
+
 
 def describe_app(target: type[App]) -> AppSpec:
     """Return what to serve of `target`. Raises ConfigError when it has no endpoint or two share a path."""
-    marks: dict[str, Mark] = {}
-    taken: dict[str, str] = {}
-    for name in sorted(dir(target)):
-        mark = getattr(getattr(target, name, None), "route_signature", None)
-        if not isinstance(mark, Mark):
-            continue
-        if mark.path in taken:
-            raise ConfigError(
-                f"{target.__name__}.{taken[mark.path]} and .{name} both answer {mark.path!r}; give one another path"
-            )
-        taken[mark.path], marks[name] = name, mark
-    if not marks:
-        raise ConfigError(f'{target.__name__} has no endpoint; put @runner.endpoint("/") on a method')
-    if sum(mark.health_check is not None for mark in marks.values()) > 1:
-        raise ConfigError(f"{target.__name__} has two health checks; an app has at most one")
+    marks = marked_methods(target)
+    check_called(target)
     attributes = {name: getattr(target, name) for name in dir(target) if not name.startswith("__")}
     return AppSpec(
         name=target.__name__,
         alias=target.app_name,
         make=target,
-        marks=dict(sorted(marks.items(), key=lambda item: item[1].path)),
+        marks=marks,
         options=read_options(attributes, of=target.__name__),
         module=target.__module__,
     )
@@ -269,8 +266,8 @@ def assemble(app: AppSpec, settings: Settings, plugins: Plugins) -> Service:
     service = Service(app, settings, plugins)
     cancels = {cancel_path(endpoint.path): endpoint.path for endpoint in service.endpoints if not endpoint.mark.is_websocket}
     for endpoint in service.endpoints:
+        check_endpoint(endpoint, getattr(service.instance, endpoint.name), of=app.name)
         if endpoint.mark.is_websocket:
-            check_socket(endpoint, of=app.name)
             service.sockets.add("GET", endpoint.path, (endpoint, service.talk_of(endpoint)))
             continue
         cancelled, check = cancels.get(endpoint.path), endpoint.mark.health_check
@@ -305,16 +302,6 @@ def assemble(app: AppSpec, settings: Settings, plugins: Plugins) -> Service:
     return service
 
 
-def check_socket(endpoint: Endpoint, *, of: str) -> None:
-    """Refuse a raw WebSocket endpoint that could not be called: it is async and takes one WebSocket."""
-    typed = len(endpoint.parameters) == 1 and getattr(endpoint.parameters[0].type, "__name__", "") == "WebSocket"
-    if endpoint.mark.realtime_mode is None and not (endpoint.is_async and typed):
-        raise ConfigError(
-            f"{of}.{endpoint.name}: the WebSocket endpoint {endpoint.path!r} must be an async method, and its one "
-            f"parameter must be annotated WebSocket: async def {endpoint.name}(self, websocket: WebSocket) -> None"
-        )
-
-
 # --- the service -------------------------------------------------------------------------------
 
 LONGEST_REQUEST_ID = 200
@@ -343,7 +330,7 @@ class Service:
         self.url = ""  # set by the server that listens
         stores = ask(plugins, "file_store", settings=settings)
         self.depot = Depot(stores[-1], settings, lambda: self.url) if stores else None
-        self.instance = app.make()
+        self.instance = make_instance(app)
         self.life = Life(self.instance, app.options, settings, self.health)
         self.lane, self.give_up = self.life.lane, self.life.give_up
         self.running_now = Running(app.options.cancel_grace_seconds)
@@ -529,7 +516,7 @@ class Service:
             mapped = self.failures.mapped(error, self.error_maps)
             response = mapped or json_response({"detail": "Internal Server Error"}, status=500)
             if response.status >= 500:
-                log.error("request.failed", endpoint=request.path, **self.failures.blame(error), exc_info=error)
+                log.error("request.failed", endpoint=request.path, **self.failures.blame(error), exc_info=trimmed(error))
             if response.status == 500:
                 response.headers.setdefault("x-fal-error-type", "runner_server_error")
         response.headers.update(getattr(error, "answer_headers", ()))  # what plugins add to its answer
@@ -679,8 +666,11 @@ def _described(target: type, plugins: Plugins) -> AppSpec | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve one app as the arguments say. Returns the exit code: 2 for a wrong setting or class."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        target, settings, action = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ, Path.cwd())
+        if arguments[:1] == ["new"]:
+            return int(importlib.import_module("runner.plugins.scaffold").main(arguments[1:]))
+        target, settings, action = read_settings(arguments, os.environ, Path.cwd())
         if (settings.supervise or settings.reload) and settings.listen_fd < 0 and action is None:
             importlib.import_module("runner.plugins.server").supervise(settings)
         if "observability" not in settings.no_plugin:
@@ -700,21 +690,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(importlib.import_module("runner.plugins.server").run(service, settings))
     except ConfigError as error:
         sys.stderr.write(f"runner: {error}\n")
-        return WRONG_SETTING
+        return error.exit_code
 
 
 def _print_openapi(service: Service) -> int:
-    try:
-        answer = service.routes.known("/openapi.json")["GET"]
-    except KeyError:
-        raise ConfigError("--openapi needs the plugin openapi; leave out --no-plugin openapi") from None
-    response = answer.answer(Request())
-    assert isinstance(response, Response)
-    sys.stdout.write(response.body.decode() + "\n")
+    if (document := _document(service)) is None:
+        raise ConfigError("--openapi needs the plugin openapi; leave out --no-plugin openapi")
+    sys.stdout.write(document + "\n")
     return 0
 
 
+def _document(service: Service) -> str | None:
+    try:
+        response = service.routes.known("/openapi.json")["GET"].answer(Request())
+    except KeyError:
+        return None
+    assert isinstance(response, Response)
+    return response.body.decode()
+
+
 def _print_check(service: Service) -> int:
+    _document(service)  # what cannot be described is told now
     lines = [f"app {service.app.name}, called {service.settings.app_id or f'local/{service.app.alias}'}"]
     for endpoint in service.endpoints:
         kind = "WS  " if endpoint.mark.is_websocket else "POST"

@@ -28,6 +28,7 @@ from ..schemas.health import Health, State
 from ..schemas.problems import ServerError, not_taking
 from ..schemas.request import Request
 from ..schemas.settings import Settings
+from ..schemas.tracebacks import trimmed
 from .cancellation import Call, Fingerprint, Limits
 from .lanes import Lane, start_timeout
 from .logs import get_logger
@@ -86,7 +87,7 @@ class Life:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            log.error("setup.failed", exc_info=error)
+            log.error("setup.failed", exc_info=trimmed(error))
             self._health.become(State.FAILED, f"setup failed: {error!r}")
             return
         if scope.cancelled_caught:
@@ -186,17 +187,19 @@ class Life:
                 if scope.cancelled_caught:
                     log.error("teardown.failed", reason=f"it took longer than {seconds:g} s, what was left of the grace period")
             except BaseException as error:
-                log.error("teardown.failed", exc_info=error)
+                log.error("teardown.failed", exc_info=trimmed(error))
         for lane in (self.lane, self.aside):
             if not await lane.close(seconds):
                 log.warning("lane.left_behind", lane=lane.name, reason="a thread does not end; the process ends without it")
 
     async def _in_lane(self, function: Callable[[], Any]) -> None:
         """Call a hook of the app where its endpoints of that kind run: the model meets one thread."""
-        if inspect.iscoroutinefunction(function):
-            await function()
-        elif inspect.isawaitable(left := await self.lane.run(function, Request())):
-            await left
+        left = await function() if inspect.iscoroutinefunction(function) else await self.lane.run(function, Request())
+        if inspect.isawaitable(left):
+            left = await left
+        if left is False:
+            name = getattr(function, "__name__", "setup")
+            log.warning(f"{name}.returned", value=left, help=f"what {name} returns is not looked at; raise when it failed")
 
     async def beside(self, function: Callable[[], Any]) -> Any:
         """Call a function of the app past its places: what looks after it must not wait for it."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
 from ..schemas.endpoint import Endpoint, Parameter
-from ..schemas.problems import RunnerError
+from ..schemas.problems import ConfigError, RunnerError
 from ..schemas.request import Request
 from ..schemas.response import JSON, Response
 from ..schemas.service import Route, ServiceView
@@ -84,13 +86,15 @@ def document(service: ServiceView) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in sorted(service.endpoints, key=lambda e: _bare(e.path)):
         if not endpoint.mark.is_websocket:
-            paths.setdefault(_bare(endpoint.path), {})["post"] = _operation(endpoint, service, components)
+            with _named(endpoint, service):
+                paths.setdefault(_bare(endpoint.path), {})["post"] = _operation(endpoint, service, components)
     own_health = paths.pop("/health", {})
     paths["/health"] = {"get": _health(), **own_health}
     for endpoint in sockets:
         item = paths.setdefault(_bare(endpoint.path), {})
         item["x-fal-protocol"] = _protocol(endpoint)
-        mirror = _mirror(endpoint, service, components) if endpoint.mark.realtime_mode else None
+        with _named(endpoint, service):
+            mirror = _mirror(endpoint, service, components) if endpoint.mark.realtime_mode else None
         if mirror is not None:
             item.setdefault("post", mirror)
     version = getattr(service.instance, "version", None)
@@ -104,6 +108,15 @@ def document(service: ServiceView) -> dict[str, Any]:
         "components": {"schemas": components.finished()},
         "x-fal-order-paths": list(paths),
     }
+
+
+@contextmanager
+def _named(endpoint: Endpoint, service: ServiceView) -> Iterator[None]:
+    """Say whose types they are that have no schema; `--check` tells the author before a caller meets it."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f"{service.app.name}.{endpoint.name}: its types cannot be described: {str(error).splitlines()[0]}") from error
 
 
 def _operation(endpoint: Endpoint, service: ServiceView, components: Components) -> dict[str, Any]:

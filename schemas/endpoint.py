@@ -79,8 +79,12 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 def check_path(path: object, *, of: str) -> str:
     """Return `path` if a route may be called so; a ConfigError that shows a valid one otherwise."""
+    if callable(path):
+        raise ConfigError(f"{of} needs a path in brackets; write {of}('/') above def {getattr(path, '__name__', 'run')}")
     if not isinstance(path, str) or not path.startswith("/"):
         raise ConfigError(f"{of}: the path {path!r} must be text that begins with '/', such as '/generate'")
+    if path.count("{") != path.count("}"):
+        raise ConfigError(f"{of}: the path {path!r} opens a part that it does not close; for example '/items/{{id}}'")
     return path
 
 

@@ -75,13 +75,15 @@ class Content:
         folder: str | None = None,
     ) -> None:
         self.content_type, self.file_name, self.size = content_type, file_name, size
-        self._file: Any = file or tempfile.TemporaryFile(prefix="runner-", buffering=0, dir=folder)  # noqa: SIM115
+        with file or tempfile.TemporaryFile(prefix="runner-", buffering=0, dir=folder) as opened:
+            # A number, as a file object in a cycle is told to be unclosed before whoever holds it is asked.
+            self._descriptor = os.dup(opened.fileno())
 
     def append(self, chunk: bytes) -> None:
         """Add to the end. Only for whoever fills it, before anybody reads."""
         view = memoryview(chunk)
         while view:
-            view = view[self._file.write(view) :]
+            view = view[os.write(self._descriptor, view) :]
         self.size += len(chunk)
 
     def reader(self) -> BinaryIO:
@@ -90,14 +92,16 @@ class Content:
 
     def at(self, position: int, size: int) -> bytes:
         """Up to `size` bytes from `position`."""
-        return os.pread(self._file.fileno(), size, position)
+        return os.pread(self._descriptor, size, position)
 
     def close(self) -> None:
-        self._file.close()
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def __del__(self) -> None:
-        if file := getattr(self, "_file", None):
-            file.close()
+        if hasattr(self, "_descriptor"):
+            self.close()
 
 
 class Download(Protocol):

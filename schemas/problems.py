@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from .exits import WRONG_SETTING
 from .response import Response, json_response
 
 
@@ -45,7 +46,9 @@ class RunnerError(Exception):
 
 
 class ConfigError(RunnerError, ValueError):
-    """A setting, a class or a plugin is wrong. Raised before serving; `main` prints it and exits with 2."""
+    """A setting, a class or a plugin is wrong. Raised before serving; `main` prints it and exits with its code."""
+
+    exit_code = WRONG_SETTING
 
 
 class InvalidInput(RunnerError):

@@ -80,7 +80,7 @@ def read_settings(
     `pyproject.toml` in `folder`. Raises ConfigError that names the flag, variable or key.
     """
     hints = get_type_hints(Settings, include_extras=True)
-    parser = _Parser(prog="runner", description="Serve the endpoints of one app.", allow_abbrev=False)
+    parser = _Parser(prog="runner", description="Serve the endpoints of one app.", epilog="runner new NAME writes a new project.", allow_abbrev=False)
     parser.add_argument("target", metavar="MODULE:CLASS", help="the app: app:MyApp, path/to/app.py:MyApp or app.py::MyApp")
     for name, hint in hints.items():
         default = getattr(Settings(), name)

@@ -575,3 +575,18 @@ def test_check_28_files_that_an_app_of_the_package_makes_lie_in_our_store(fal_py
     assert all(file["url"].startswith(f"{runner.url}/files/") for file in answer.values())
     assert (kept["file"].text, kept["path"].text, kept["image"].content[:2]) == ("bytes", "from a path", b"\xff\xd8")
     assert int(kept["file"].headers["cache-control"].partition("max-age=")[2].partition(",")[0]) <= 60
+
+
+def test_the_testing_kit_drives_an_app_of_the_real_package(in_fal: Check) -> None:
+    """Contract 10."""
+    out = in_fal(
+        "from runner.testing import AppClient, AppClientError\n"
+        "with AppClient(app.GPT4App) as client:\n"
+        "    answer = client.generate.with_headers({'x-fal-request-id': 'mine'})(app.Input(prompt='x'))\n"
+        "    with client.step() as socket:\n"
+        "        came = socket.call(prompt='y')\n"
+        "    try:\n        client.generate(prompt=1)\n    except AppClientError as error:\n        status = error.status_code\n"
+        "    out = [client.application, type(answer).__name__, answer.text, came.text, status]"
+    )
+
+    assert out == ["local/g-p-t-app", "Output", "mine", "y", 422]

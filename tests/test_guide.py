@@ -78,7 +78,7 @@ def test_every_block_says_what_it_is() -> None:
         if block.language == "toml":
             tomllib.loads(block.text)
         if block.language == "yaml":
-            yaml.safe_load(block.text)
+            list(yaml.safe_load_all(block.text))
 
 
 def test_few_blocks_are_not_run_and_each_says_why() -> None:

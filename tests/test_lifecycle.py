@@ -416,59 +416,7 @@ class Talking(runner.App):
     assert "request_id" not in runner.events("app.output", text="setup talks")[0]
 
 
-# --- the command line
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["nowhere:App"], "there is no module 'nowhere'"),
-        (["app:Missing"], "app has no class 'Missing'; it has"),
-        (["app:NotAnApp"], "NotAnApp is not an app; write class NotAnApp(runner.App)"),
-        (["app"], "app has 2 apps with endpoints (First, Second); name one, for example app:MyApp"),
-        (["nowhere.py:App"], "there is no file"),
-        (["app:First", "--port", "x"], "--port: 'x' will not do"),
-        (["app:First", "--no-plugin", "nope"], "--no-plugin nope: there is no such plugin; known are types"),
-        (["app:First", "--plugin", "nope"], "plugin nope could not be loaded: ModuleNotFoundError: No module named 'nope'"),
-        (["app:First", "--app-dir", "nope"], "--app-dir nope: there is no such folder"),
-        (["app:First", "--host", "256.0.0.1"], "--host 256.0.0.1 --port"),
-        (["app:Unknown"], "Unknown.run: values of list[app.Strange] cannot cross the wire"),
-        (["app:Socket"], "async def run(self, websocket: WebSocket)"),
-        ([], "required: MODULE:CLASS"),
-    ],
-)
-def test_what_is_wrong_with_the_command_line_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], told: str) -> None:
-    """Check 27 among them: a WebSocket endpoint that could not be called names its path and a right signature."""
-    written(
-        tmp_path,
-        """
-import runner
-class NotAnApp: pass
-class First(runner.App):
-    @runner.endpoint("/")
-    def run(self) -> str: return "x"
-class Second(First): pass
-class Strange: pass
-def strange():
-    class Unknown(runner.App):
-        @runner.endpoint("/")
-        def run(self, value: list[Strange]) -> str: return "x"
-    class Socket(runner.App):
-        @runner.endpoint("/socket", is_websocket=True)
-        def run(self, websocket) -> None: ...
-    return Unknown, Socket
-Unknown, Socket = strange()
-for hidden in (Unknown, Socket): hidden.__module__ = "elsewhere"
-""",
-    )
-    done = subprocess.run(
-        [sys.executable, HOUSE / "runner.py", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=30
-    )
-
-    assert told in done.stderr
-    assert done.stderr.startswith("runner: ")
-    assert done.stderr.count("\n") == 1
-    assert done.returncode == 2
+# --- the command line; what it says of wrong ones is in test_wrong_apps.py
 
 
 def test_the_log_level_and_format_are_as_asked(tmp_path: Path) -> None:
@@ -509,14 +457,6 @@ def test_a_port_that_is_taken_is_said_with_its_flag(tmp_path: Path) -> None:
 
     assert f"--port {port}: Address already in use; --port 0 picks a free port" in done.stderr
     assert done.returncode == 2
-
-
-def test_a_module_that_fails_to_import_shows_its_traceback(tmp_path: Path) -> None:
-    app = written(tmp_path, "import runner\nraise OSError('no disk')\n")
-    done = subprocess.run([sys.executable, HOUSE / "runner.py", app], capture_output=True, text=True, timeout=30)
-
-    assert "OSError: no disk" in done.stderr
-    assert done.returncode == 1
 
 
 def test_tls_serves_https_and_http2(tmp_path: Path) -> None:

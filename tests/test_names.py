@@ -85,11 +85,11 @@ def test_a_file_elsewhere_brings_its_own_folder(tmp_path: Path) -> None:
         assert done.stdout.startswith("app Own, called local/own\n"), done.stderr
 
 
-def test_the_wheel_holds_one_top_level_name(wheel: Path) -> None:
-    assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"runner"}
+def test_the_wheel_holds_one_top_level_name_and_the_module_that_pytest_loads(wheel: Path) -> None:
+    assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"runner", "onerunner_pytest.py"}
     ours = {str(path.relative_to(HOUSE)) for room in ("plugins", "schemas") for path in (HOUSE / room).rglob("*.py")}
     held = {str(path.relative_to(wheel / "runner")) for path in (wheel / "runner").rglob("*.py")}
-    assert held == ours | {"__init__.py", "__main__.py"}
+    assert held == ours | {"__init__.py", "__main__.py", "testing.py"}
 
 
 def test_the_wheel_holds_the_page_of_the_playground(wheel: Path) -> None:
@@ -108,6 +108,27 @@ def test_importing_runner_brings_no_server_and_no_torch() -> None:
     program = "import sys, runner; assert not {'torch', 'hypercorn', 'pydantic', 'httpcore'} & set(sys.modules), set(sys.modules)"
 
     subprocess.run([sys.executable, "-c", program], check=True, cwd=HOUSE)
+
+
+@pytest.mark.parametrize("form", ["checkout", "wheel", "editable"])
+def test_the_testing_kit_is_runner_testing(form: str, request: pytest.FixtureRequest) -> None:
+    place = HOUSE
+    if form == "wheel":
+        place = request.getfixturevalue("wheel")
+    elif form == "editable":
+        (links,) = request.getfixturevalue("editable").glob("*.pth")
+        place = Path(links.read_text().strip())
+    program = (
+        "import runner.testing; from runner.testing import AppClient; import onerunner_pytest\n"
+        "assert runner.testing.AppClient is AppClient is runner.plugins.testing.AppClient\n"
+        "print(runner.testing.__file__)"
+    )
+    path = [str(place), *([str(HOUSE / "typings")] if form == "checkout" else [])]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/", env={**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    )
+
+    assert done.stdout.startswith(str(place))
 
 
 def test_run_as_a_script_there_is_one_app_class(tmp_path: Path) -> None:

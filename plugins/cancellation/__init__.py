@@ -52,6 +52,7 @@ __all__ = [
     "joined",
     "scrub",
     "shield",
+    "try_out",
     "uninstall",
     "unwind",
 ]
@@ -93,5 +94,6 @@ class _Installed:
 
 
 _installed = _Installed()
+try_out = boundary.try_out
 install = _installed.install  # each service, when it starts
 uninstall = _installed.uninstall  # and when it ends

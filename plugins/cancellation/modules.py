@@ -17,7 +17,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from .governor import Governor, find_device, shield_captures
-from .here import here
+from .here import here, trial
 
 # What torch's own `__call__` looks up, 2.6 to 2.13. One that looks up more is called, not repeated.
 PLAIN_BODY = ("_compiled_call_impl", "_call_impl")
@@ -65,6 +65,15 @@ class Boundary:
         self._module.__call__ = replacement
         bodies = (self._original, self._module._call_impl, replacement)
         self._codes = frozenset(body.__code__ for body in bodies)
+
+    def try_out(self, look: Callable[[Any], None] | None) -> None:
+        """Have `look` called at every checkpoint of every call, or at none. For tests of authors."""
+        trial.look = look
+        if look is not None:
+            self.look_for_torch()
+            self.unwinding.add(trial)
+        else:
+            self.unwinding.discard(trial)
 
     def remove(self) -> None:
         """Put torch's own `__call__` back."""
@@ -122,7 +131,10 @@ def _counting(
 
 
 def look_up() -> None:
-    """Somebody is being stopped: raise if it is the call of this thread."""
+    """Somebody is being stopped, or on trial: raise if it is the call of this thread."""
     call = here.call
-    if call is not None and call.token.cancelled and not call.shields:
-        call.stop("module")
+    if call is not None:
+        if trial.look is not None:
+            trial.look(call)
+        if call.token.cancelled and not call.shields:
+            call.stop("module")

@@ -8,8 +8,9 @@ asks for a name that needs it.
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from opcode import opmap
 from types import ModuleType
 from typing import Any, NoReturn
@@ -43,6 +44,7 @@ PYDANTIC_NAMES["fal.toolkit.types"] = INPUTS
 for _package in FILES:  # each has a module of its own name, from which some apps import
     PYDANTIC_NAMES[f"{_package}.{_package.rpartition('.')[2]}"] = PYDANTIC_NAMES[_package]
 
+TESTING = {"fal.app": ("AppClient", "AppClientError")}  # imported by who asks: only tests do
 LATER = frozenset({"KVStore"})
 PACKAGES = ("fal", "fal.toolkit", "fal.toolkit.utils", *FILES)
 
@@ -86,7 +88,7 @@ def build_modules(names: Mapping[str, Any]) -> dict[str, ModuleType]:
             "version_tuple": (0,),
         },
         "fal.api": {"cached": functools.cache, "function": _function},
-        "fal.app": {**marks, "RequestContext": type(current_request()), **_if_known(names, "AppClient", "AppClientError")},
+        "fal.app": {**marks, "RequestContext": type(current_request())},
         "fal.container": {"ContainerImage": toolkit.ContainerImage},
         "fal.exceptions": EXCEPTIONS,
         "fal.realtime": {name: marks[name] for name in ("realtime",) if name in marks},
@@ -123,13 +125,15 @@ def _files(names: Mapping[str, Any]) -> dict[str, Any]:
 
 def _module(name: str, content: Mapping[str, Any]) -> ModuleType:
     module = ModuleType(name, "What this runner offers of fal; made by runner.plugins.fal.")
-    lazy = PYDANTIC_NAMES.get(name, ())
+    lazy = (*PYDANTIC_NAMES.get(name, ()), *TESTING.get(name, ()))
     offered = sorted([*content, *lazy])
     vars(module).update(content)
     if name in PACKAGES:
         module.__path__ = []
 
     def missing(attribute: str) -> Any:
+        if attribute in TESTING.get(name, ()):
+            return getattr(importlib.import_module("runner.testing"), attribute)
         if attribute in lazy:
             return _from_pydantic(name, attribute)
         kind = ImportError if _is_from_import(sys._getframe(1).f_code.co_code, sys._getframe(1).f_lasti) else AttributeError
@@ -185,7 +189,3 @@ def _function(*arguments: Any, **options: Any) -> NoReturn:
         "fal.function sends one function to fal's platform, which this runner is not; "
         'serve it as a class: class MyApp(fal.App) with @fal.endpoint("/") on a method'
     )
-
-
-def _if_known(names: Mapping[str, Any], *wanted: str) -> dict[str, Callable[..., Any]]:
-    return {name: names[name] for name in wanted if name in names}

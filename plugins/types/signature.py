@@ -95,9 +95,13 @@ def describe(function: Callable[..., Any], mark: Mark, *, owner: type | str) -> 
 
 
 def _parameters(function: Callable[..., Any], where: str) -> list[inspect.Parameter]:
-    parameters = list(inspect.signature(function).parameters.values())
-    if inspect.ismethod(function):
-        return parameters
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # a bound method has nothing to bind
+        parameters = []
+    else:
+        if inspect.ismethod(function):
+            return parameters
     if not parameters:
         raise ConfigError(f"{where} takes no self; for example def {function.__name__}(self, prompt: str)")
     return parameters[1:]

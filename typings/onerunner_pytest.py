@@ -1,0 +1,1 @@
+../plugins/testing/entry.py

@@ -32,21 +32,21 @@ def refuse_two_framings(request: Request) -> None:
         raise HTTPError(400, "a request has Content-Length or Transfer-Encoding, not both", CLOSE)
 
 
-def take_body(whole: bytes, headers: RawHeaders, limit: int) -> bytes:
+def take_body(whole: bytes, request: Request, limit: int) -> bytes:
     """The same as `read_body` for a body that has arrived already."""
-    decompress = _expected(headers, limit)
+    decompress = _expected(request, limit)
     if len(whole) > limit:
         raise _too_large(limit)
     return decompress(whole) if decompress and whole else whole
 
 
-async def read_body(receive: Receive, headers: RawHeaders, limit: int) -> bytes:
+async def read_body(receive: Receive, request: Request, limit: int) -> bytes:
     """Return the body, at most `limit` bytes before and after decompression.
 
     Raises HTTPError 413 before reading what is announced too large, 415 for an unknown
     content coding, 400 for a broken one, and Disconnected.
     """
-    decompress = _expected(headers, limit)
+    decompress = _expected(request, limit)
     parts: list[bytes] = []
     size, more = 0, True
     while more:
@@ -131,16 +131,16 @@ def _framing(headers: RawHeaders) -> tuple[int, str]:
     return length, coding
 
 
-def _expected(headers: RawHeaders, limit: int) -> Callable[[bytes], bytes] | None:
+def _expected(request: Request, limit: int) -> Callable[[bytes], bytes] | None:
     """Refuse what is announced too large; return what decompresses the body, if anything must."""
-    length, coding = _framing(headers)
-    if length > limit:
+    length, coding = request.header(b"content-length"), request.header(b"content-encoding")
+    if length is not None and length.isdigit() and int(length) > limit:
         raise _too_large(limit)
-    return _decompressor(coding, limit) if coding else None
+    return None if coding is None else _decompressor(coding.decode("latin-1").strip().lower(), limit)
 
 
 def _decompressor(coding: str, limit: int) -> Callable[[bytes], bytes] | None:
-    if coding == "identity":
+    if coding in ("", "identity"):
         return None
     if coding in ("gzip", "x-gzip", "deflate"):
         return lambda body: _inflate(body, limit)

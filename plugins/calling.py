@@ -12,6 +12,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import CoroutineType
 from typing import Any
 
 import anyio
@@ -98,13 +99,14 @@ class Steps:
 
     async def on_the_loop(self, request: Request, arguments: dict[str, Any]) -> Response:
         """Run an async method while holding a place; a sync iterator that it gives goes on in a thread."""
-        place = await self.lane.hold(request, **self._limits(request))
+        start = start_within(request)
+        place = self.lane.hold_now(request, self.timeout) or await self.lane.hold(request, run_within=self.timeout, start_within=start)
         keeps_place = False
         try:
             if request.log is not None:
                 request.log.append("started")
             value = self.method(**arguments)
-            if inspect.isawaitable(value):
+            if type(value) is CoroutineType or inspect.isawaitable(value):
                 value = await value
             source = self._source(value, request) if self.may_stream else None
             if source is None:

@@ -25,7 +25,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, cast
@@ -69,6 +69,7 @@ class Job:
     on_stop: Callable[[], None] | None = None
     on_end: Callable[[BaseException | None], None] | None = None  # told of the error, if any
     context: contextvars.Context | None = None
+    future: asyncio.Future[Any] = None  # type: ignore[assignment] # made by `enter`
     _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, lane: Lane, request: Request, work: Callable[[], Any] | None) -> None:
@@ -81,13 +82,17 @@ class Job:
             self.call = Call(self.token, current_scope())
             self.context = contextvars.copy_context()
         self._loop = lane.loop
-        self.future: asyncio.Future[Any] = lane.loop.create_future()
         self.asked = time.perf_counter()
 
     @property
     def is_queued(self) -> bool:
         """Whether it waits in the second line."""
         return self.request.begin is not None
+
+    @property
+    def children(self) -> Collection[Call]:
+        """Threads that the work started and that run on."""
+        return self.call.children
 
     @property
     def waited(self) -> float:
@@ -97,6 +102,7 @@ class Job:
     # --- on the loop
 
     def enter(self, run_within: float | None, start_within: float | None) -> None:
+        self.future = self._loop.create_future()
         self.parent.on_cancel(self.follow)
         self.request.place = self
         if start_within is not None:
@@ -109,6 +115,9 @@ class Job:
             self.leave()
             self.future.cancel()
             raise
+
+    def end_within(self, seconds: float) -> None:
+        self._timer = self._loop.call_later(seconds, self._end_is_due, seconds)
 
     def leave(self) -> None:
         """No deadline and no cancel of the request reaches this job any more."""
@@ -199,6 +208,7 @@ class _OnLoop:
     layer = "returned"
     swallowed = 0
     error = None
+    children = ()
 
 
 class Lane:
@@ -258,6 +268,22 @@ class Lane:
         except asyncio.CancelledError:
             job.stop("abandoned")
             raise
+
+    def hold_now(self, request: Request, run_within: float | None) -> Job | None:
+        """The same as `hold` where a place is free; None where the request has to wait for it."""
+        if self.ghosts >= self.places or request.begin is not None:
+            return None
+        with self._lock:
+            if self._running >= self.places:
+                return None
+            self._running += 1
+        job = Job(self, request, None)
+        job.progress, job.began = "running", job.asked
+        request.place = job
+        job.parent.on_cancel(job.follow)
+        if run_within is not None:
+            job.end_within(run_within)
+        return job
 
     async def hold(self, request: Request, *, run_within: float | None = None, start_within: float | None = None) -> Job:
         """Take a place for work on the event loop. Whoever gets it owes a `release`."""

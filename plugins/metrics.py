@@ -2,7 +2,7 @@
 
 Names and labels of fal's runner and platform (contract 11.2) as far as one process knows them, and
 ours, `runner_…`. What the app registers with prometheus_client appears beside them. A finished
-request costs a place in a list; it is counted when somebody reads, or once a second.
+request is added to plain numbers, which become metrics when somebody reads.
 `metrics_port` is served by a thread of its own: it answers also while the event loop does not.
 """
 

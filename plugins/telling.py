@@ -60,9 +60,8 @@ class Teller:
         task.add_done_callback(self._waiting.discard)
 
     def _tell(self, request: Request, outcome: Outcome, seconds: float, stopped: Stopped | None) -> None:
-        client = request.scope.get("client")
-        is_socket = request.scope.get("type") == "websocket"  # which always ends by somebody's leaving
-        gone = not is_socket and request.token.reason == "client_disconnected"
+        # A socket, which has no method, always ends by somebody's leaving.
+        gone = request.token.reason == "client_disconnected" and request.method is not None
         finished = Finished(
             request_id=request.id or "",
             method=request.method or "WS",
@@ -73,7 +72,7 @@ class Teller:
             seconds=seconds,
             waited=request.place.waited if request.place is not None else 0.0,
             bytes_out=outcome.bytes_out,
-            client=client[0] if client else None,
+            client=request.client,
             error_type="client_disconnected" if gone else outcome.error_type,
             stopped=stopped,
             items=outcome.items,

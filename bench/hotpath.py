@@ -24,10 +24,10 @@ if __name__ == "__main__":
 
 import uvloop
 from ours import Peer
-
-import runner
 from runner.plugins.http1 import Server
 from runner.plugins.observability import configure_logging
+
+import runner
 
 BODY = b'{"prompt": "a picture of a house by the sea", "steps": 20}'
 HEAD = b"POST /%b HTTP/1.1\r\nHost: 127.0.0.1:8000\r\ncontent-type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -59,7 +59,7 @@ class Nowhere(asyncio.Transport):
 async def measure(kind: str, connections: int, rounds: int, profile: bool, said: TextIO) -> None:
     service, loop = runner.asgi(Peer), asyncio.get_running_loop()
     async with service.running():
-        while not service.health.takes_requests:
+        while not service.health.takes_requests:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         server = Server()
         lines = [(server.connect(service, lambda transport, data: None), Nowhere()) for _ in range(connections)]
@@ -74,7 +74,7 @@ async def measure(kind: str, connections: int, rounds: int, profile: bool, said:
         async def answer_all() -> None:
             wanted = lines[0][1].answers + 1
             loop.call_soon(feed)  # as the loop does, outside of any task
-            while any(transport.answers < wanted for _, transport in lines):
+            while any(transport.answers < wanted for _, transport in lines):  # noqa: ASYNC110
                 await asyncio.sleep(0)
 
         turns = 2000 // connections

@@ -9,12 +9,14 @@ request is added to plain numbers, which become metrics when somebody reads.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
-from collections import deque
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import structlog
@@ -29,9 +31,6 @@ from .hookspecs import hookimpl
 
 log = structlog.get_logger("runner.metrics")
 
-COUNT_SECONDS = 1.0  # at most so late is a request counted
-UNCOUNTED = 1000  # finished requests that may pile up before anybody has read
-COUNTED_AT_ONCE = 100  # some 0.3 ms of work
 LAG_SECONDS = 0.25  # between looks at how late the event loop is
 CANCEL_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 600)
@@ -43,7 +42,7 @@ class Plugin:
     """The metrics of one service. Its own registry holds ours; what apps register is read beside it."""
 
     def __init__(self) -> None:
-        self._finished: deque[Finished] = deque()  # not counted yet
+        self._counts = Counts()
         self._meter: Meter | None = None  # made when first read: prometheus_client takes 30 ms to import
         self._service: ServiceView | None = None
         self._worst_lag = 0.0  # seconds, since the last reading
@@ -60,7 +59,7 @@ class Plugin:
 
     @hookimpl
     def observe_requests(self, service: ServiceView) -> Callable[[Finished], None]:
-        return self._finished.append
+        return self._counts.add
 
     @hookimpl
     def lifespan(self, service: ServiceView) -> AbstractAsyncContextManager[None]:
@@ -69,12 +68,11 @@ class Plugin:
     def _made(self) -> Meter:
         if self._meter is None:
             assert self._service is not None
-            self._meter = Meter(self._service)
+            self._meter = Meter(self._service, self._counts)
         return self._meter
 
     def _read(self) -> tuple[bytes, str]:
         meter = self._made()
-        meter.count(self._finished)
         meter.loop_lag.set(self._worst_lag)
         self._worst_lag = 0.0
         return meter.text()
@@ -106,30 +104,75 @@ class Plugin:
         return listener
 
     async def _keep_time(self) -> None:
-        """See how late the loop comes back, and count what has finished."""
-        count_at = 0.0
+        """See how late the loop comes back."""
         while True:
             due = time.perf_counter() + LAG_SECONDS
             await asyncio.sleep(LAG_SECONDS)
-            now = time.perf_counter()
-            self._worst_lag = max(self._worst_lag, now - due)
-            if now > count_at and (self._meter is not None or len(self._finished) > UNCOUNTED):
-                count_at = now + COUNT_SECONDS
-                for _ in range(len(self._finished) // COUNTED_AT_ONCE + 1):
-                    self._made().count(self._finished, COUNTED_AT_ONCE)
-                    await asyncio.sleep(0)  # requests come first: all at once would hold them up for 25 ms
+            self._worst_lag = max(self._worst_lag, time.perf_counter() - due)
+
+
+class Spread:
+    """A histogram in the making."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self, text: Callable[[float], str]) -> list[tuple[str, float]]:
+        """Each upper bound, and how many values lie below it."""
+        bounds = (*self.bounds, math.inf)
+        return [(text(bound), count) for bound, count in zip(bounds, accumulate(self.counts), strict=True)]
+
+
+class Counts:
+    """What has finished, in plain numbers, by what tells one kind of request from another. Added to on the loop."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[tuple[str, str, int], Spread] = {}  # by method, path as declared, status
+        self.waited: dict[str, Spread] = {}  # by endpoint, as what follows
+        self.sent: dict[str, int] = {}
+        self.items: dict[str, int] = {}
+        self.sockets: dict[tuple[str, str], int] = {}  # by endpoint and why they ended
+        self.cancels: dict[tuple[str, str], Spread] = {}  # by reason and layer
+        self.swallowed = 0
+
+    def add(self, one: Finished) -> None:
+        path = one.endpoint or one.route or "other"  # never as asked: callers would make labels without end
+        key = one.method, path, one.status
+        if (seconds := self.seconds.get(key)) is None:
+            seconds = self.seconds[key] = Spread(RUN_BUCKETS)
+        seconds.add(one.seconds)
+        if one.endpoint is not None:
+            if (waited := self.waited.get(path)) is None:
+                waited = self.waited[path] = Spread(WAIT_BUCKETS)
+                self.sent[path] = 0
+            waited.add(one.waited)
+            self.sent[path] += one.bytes_out
+        if one.items is not None:
+            self.items[path] = self.items.get(path, 0) + one.items
+        if one.ended is not None:
+            self.sockets[path, one.ended] = self.sockets.get((path, one.ended), 0) + 1
+        if one.stopped is not None:
+            by = one.stopped.reason, one.stopped.layer
+            if (cancels := self.cancels.get(by)) is None:
+                cancels = self.cancels[by] = Spread(CANCEL_BUCKETS)
+            cancels.add(one.stopped.seconds)
+            self.swallowed += one.stopped.swallowed
 
 
 class Meter:
     """The registry and its metrics, by their names in Prometheus."""
 
-    def __init__(self, service: ServiceView) -> None:
+    def __init__(self, service: ServiceView, counts: Counts) -> None:
         from prometheus_client import (
             REGISTRY,
             CollectorRegistry,
-            Counter,
             Gauge,
-            Histogram,
             generate_latest,
         )
         from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -154,23 +197,8 @@ class Meter:
             runners.labels(app_id, state, machine).set_function(partial(self._is_in, state))
         gauge("fal_app_queue_size", "Requests that wait for a place.", lambda: service.lanes["waiting"], application=app_id)
         gauge("fal_app_concurrent_requests", "Requests that run.", lambda: service.lanes["running"], application=app_id)
-        self._series: dict[tuple[str, str, int, str | None], tuple[Any, ...]] = {}
-        self._requests = Counter(
-            "http_requests_total", "HTTP requests by outcome.", ["method", "path", "status_code", "app_name"], registry=registry
-        )
-        self._seconds = Histogram(
-            "http_request_duration_seconds", "From the head read to the last byte handed over.",
-            ["method", "path", "status_code", "app_name"], registry=registry, buckets=RUN_BUCKETS,
-        )  # fmt: skip
+        registry.register(Counted(counts, service.app.alias))
         # ours
-        self._items = Counter("runner_items_total", "Events of streams, and messages to the clients of sockets.", ["endpoint"], registry=registry)
-        self._sockets = Counter("runner_sockets_ended_total", "Sockets by why they ended.", ["endpoint", "why"], registry=registry)
-        self._waited = Histogram("runner_waited_seconds", "In the line before a place was free.", ["endpoint"], registry=registry, buckets=WAIT_BUCKETS)
-        self._cancel = Histogram(
-            "runner_cancel_seconds", "From the wish to stop until the place was free.", ["reason", "layer"], registry=registry, buckets=CANCEL_BUCKETS
-        )
-        self._swallowed = Counter("runner_cancels_swallowed_total", "Cancels that the app's code caught and went on after.", registry=registry)
-        self._bytes = Counter("runner_response_bytes_total", "Bytes of answers.", ["endpoint"], registry=registry)
         for what, help in (
             ("places", "Requests that may run at once."),
             ("running", "Places that are taken."),
@@ -198,36 +226,6 @@ class Meter:
             for device in range(torch.cuda.device_count()):
                 metric.labels(str(device)).set_function(partial(read, device))
 
-    def count(self, finished: deque[Finished], most: int = sys.maxsize) -> None:
-        """Count what has finished since the last time, in order, up to `most`."""
-        app = self._service.app.alias
-        with suppress(IndexError):  # empty; two readers may share the work
-            for _ in range(most):
-                one = finished.popleft()
-                path = one.endpoint or one.route or "other"  # never as asked: callers would make labels without end
-                key = one.method, path, one.status, one.endpoint
-                if (series := self._series.get(key)) is None:
-                    series = self._series[key] = self._series_of(one, path, app)
-                requests, seconds, waited, sent = series
-                requests.inc()
-                seconds.observe(one.seconds)
-                if one.endpoint is not None:
-                    waited.observe(one.waited)
-                    sent.inc(one.bytes_out)
-                if one.items is not None:
-                    self._items.labels(path).inc(one.items)
-                if one.ended is not None:
-                    self._sockets.labels(path, one.ended).inc()
-                if one.stopped is not None:
-                    self._cancel.labels(one.stopped.reason, one.stopped.layer).observe(one.stopped.seconds)
-                    self._swallowed.inc(one.stopped.swallowed)
-
-    def _series_of(self, one: Finished, path: str, app: str) -> tuple[Any, ...]:
-        """What requests like `one` are counted in; looking it up by its labels each time takes longer than counting."""
-        labels = (one.method, path, str(one.status), app)
-        own = (self._waited.labels(one.endpoint), self._bytes.labels(one.endpoint)) if one.endpoint is not None else (None, None)
-        return self._requests.labels(*labels), self._seconds.labels(*labels), *own
-
     def text(self) -> tuple[bytes, str]:
         return self._generate(self.registry), self._media_type
 
@@ -240,6 +238,41 @@ class Chained:
 
     def collect(self) -> Iterator[Any]:
         yield from self._other.collect()
+
+
+class Counted:
+    """`Counts` as one collector: names and labels of fal's runner first, then ours."""
+
+    def __init__(self, counts: Counts, app: str) -> None:
+        self._counts, self._app = counts, app
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+        from prometheus_client.utils import floatToGoString
+
+        def counter(name: str, help: str, labels: list[str], values: Mapping[Any, float]) -> Any:
+            family = CounterMetricFamily(name, help, labels=labels)
+            for key, value in list(values.items()):
+                family.add_metric([str(part) for part in (key if isinstance(key, tuple) else (key,))], value)
+            return family
+
+        def histogram(name: str, help: str, labels: list[str], values: Mapping[Any, Spread]) -> Any:
+            family = HistogramMetricFamily(name, help, labels=labels)
+            for key, value in list(values.items()):
+                family.add_metric([str(part) for part in key], value.buckets(floatToGoString), value.total)
+            return family
+
+        counts = self._counts
+        by, seconds = ["method", "path", "status_code", "app_name"], {(*key, self._app): value for key, value in list(counts.seconds.items())}
+        yield counter("http_requests_total", "HTTP requests by outcome.", by, {key: sum(value.counts) for key, value in seconds.items()})
+        yield histogram("http_request_duration_seconds", "From the head read to the last byte handed over.", by, seconds)
+        yield counter("runner_items_total", "Events of streams, and messages to the clients of sockets.", ["endpoint"], counts.items)
+        yield counter("runner_sockets_ended_total", "Sockets by why they ended.", ["endpoint", "why"], counts.sockets)
+        waited = {(endpoint,): value for endpoint, value in list(counts.waited.items())}
+        yield histogram("runner_waited_seconds", "In the line before a place was free.", ["endpoint"], waited)
+        yield histogram("runner_cancel_seconds", "From the wish to stop until the place was free.", ["reason", "layer"], counts.cancels)
+        yield counter("runner_cancels_swallowed_total", "Cancels that the app's code caught and went on after.", [], {(): counts.swallowed})
+        yield counter("runner_response_bytes_total", "Bytes of answers.", ["endpoint"], counts.sent)
 
 
 class Tallies:

@@ -57,7 +57,7 @@ class Exchange:
     _waiter: asyncio.Future[None] | None = None
     _hangups: list[Callable[[], object]] | None = None
     _status = 0
-    _headers: RawHeaders = []
+    _headers: RawHeaders  # with the status
     _left = 0  # bytes that Content-Length still promises
     _scope: Scope | None = None
     _write_part: Callable[[bytes, bytes, bool], None]  # set when the answer begins

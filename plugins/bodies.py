@@ -133,7 +133,7 @@ def _framing(headers: RawHeaders) -> tuple[int, str]:
 
 def _expected(request: Request, limit: int) -> Callable[[bytes], bytes] | None:
     """Refuse what is announced too large; return what decompresses the body, if anything must."""
-    length, coding = request.header(b"content-length"), request.header(b"content-encoding")
+    length, coding = request.first.get(b"content-length"), request.first.get(b"content-encoding")
     if length is not None and length.isdigit() and int(length) > limit:
         raise _too_large(limit)
     return None if coding is None else _decompressor(coding.decode("latin-1").strip().lower(), limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..schemas.endpoint import Endpoint
 from ..schemas.events import Finished, Stopped
@@ -49,17 +49,18 @@ class Teller:
         """`request` is over; it began at `began`, by `time.perf_counter`."""
         place, seconds = request.place, time.perf_counter() - began
         if not request.token.cancelled or place is None:
-            self._tell(request, outcome, seconds, None)
+            request.place = None  # which knows the request: end the circle
+            self._tell(request, outcome, seconds, place, None)
             return
 
         async def once_out() -> None:
-            self._tell(request, outcome, seconds, await place.stopped())
+            self._tell(request, outcome, seconds, place, await place.stopped())
 
         task = asyncio.get_running_loop().create_task(once_out())
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
 
-    def _tell(self, request: Request, outcome: Outcome, seconds: float, stopped: Stopped | None) -> None:
+    def _tell(self, request: Request, outcome: Outcome, seconds: float, place: Any, stopped: Stopped | None) -> None:
         # A socket, which has no method, always ends by somebody's leaving.
         gone = request.token.reason == "client_disconnected" and request.method is not None
         finished = Finished(
@@ -70,7 +71,7 @@ class Teller:
             route=outcome.route,
             status=499 if gone or not outcome.status else outcome.status,
             seconds=seconds,
-            waited=request.place.waited if request.place is not None else 0.0,
+            waited=place.waited if place is not None else 0.0,
             bytes_out=outcome.bytes_out,
             client=request.client,
             error_type="client_disconnected" if gone else outcome.error_type,

@@ -67,7 +67,6 @@ class Request:
     from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
     log: Any = None  # its EventLog, for requests that keep one
     shortcuts: Shortcuts | None = None  # past ASGI, when a protocol of ours has it on a connection
-    _first: dict[bytes, bytes] | None = None
 
     def __init__(
         self,
@@ -92,7 +91,7 @@ class Request:
         else:
             self.shortcuts = shortcuts
             self.path, self.method = shortcuts.path, shortcuts.method
-            self._first = shortcuts.first_headers
+            self.first = shortcuts.first_headers
 
     @cached_property
     def scope(self) -> Scope:
@@ -117,11 +116,14 @@ class Request:
     def request_id(self) -> str | None:
         return self.id
 
+    @cached_property
+    def first(self) -> Mapping[bytes, bytes]:
+        """The first header of each name, as it was sent: the quick way to one of them."""
+        return dict(reversed([*self.scope.get("headers", ())]))
+
     def header(self, name: bytes) -> bytes | None:
-        """The first header of this name, in lower case, as it was sent: the quick way to one of them."""
-        if self._first is None:
-            self._first = dict(reversed([*self.scope.get("headers", ())]))
-        return self._first.get(name)
+        """The first header of this name, in lower case, as it was sent."""
+        return self.first.get(name)
 
     @cached_property
     def headers(self) -> dict[str, str]:

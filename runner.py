@@ -397,10 +397,10 @@ class Service:
         for wrap_call in reversed(ask(self.plugins, "wrap_call", endpoint=endpoint, service=self)):
             call = wrap_call(call)
 
-        async def answer(request: Request) -> Response:
+        def answer(request: Request) -> Awaitable[Response]:
             if not self.health.takes_requests:
                 raise self._not_taking()
-            return await call(request, read(request))
+            return call(request, read(request))
 
         return answer
 
@@ -480,7 +480,10 @@ class Service:
             is_job = request.begin is not None  # let in when it was submitted, and for endpoints only
             if request.shortcuts is None:  # whose connection refuses them
                 refuse_two_framings(request)
-            response = None if is_job or request.from_within else self._intercepted(request)
+            response = None
+            for look in () if is_job or request.from_within else self.interceptors:
+                if (response := look(request)) is not None:
+                    break
             if response is None:
                 found = self.routes.find(request)
                 if is_job and found.endpoint is None:
@@ -513,12 +516,6 @@ class Service:
         finally:
             if watch is not None:
                 watch()
-
-    def _intercepted(self, request: Request) -> Response | None:
-        for look in self.interceptors:
-            if (response := look(request)) is not None:
-                return response
-        return None
 
     def _watch(self, request: Request, receive: Receive, reply: Reply) -> Callable[[], object] | None:
         """Cancel `request` when its client hangs up; return what ends the watch, if somebody must."""

@@ -87,12 +87,9 @@ class Drivers(Generic[W]):
             waits_for = context.run(steps.send, None)
         except StopIteration:
             _leave_task(self._loop, driver.task)
-            token.forget(driver.cancel)
-            if not token.cancelled and not driver.is_cancelled:
-                if self._keeps(work):
-                    driver.task.cancel()
-                else:
-                    self._idle.append(driver)
+            if not (token.cancelled or driver.is_cancelled):
+                token.forget(driver.cancel)
+                self._idle.append(driver)
                 self._over(work, None)
                 return None
             driver.adopt(context, _nothing(None), token, work, NOT_BEGUN)
@@ -139,8 +136,8 @@ class Driver(Generic[W]):
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the scope or the task is: what it served is seen out, and nothing follows."""
-        return self._scope.cancel_called or self._awake.done() or self.task.cancelling() > 0
+        """Whether the task is, while it sleeps: what it served is seen out, and nothing follows."""
+        return self._awake.done()
 
     def adopt(self, context: contextvars.Context, steps: Any, token: Stoppable, work: W, waits_for: Any) -> None:
         self._serving = work, token

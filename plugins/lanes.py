@@ -77,11 +77,10 @@ class Job:
         self.parent = request.token
         self.token = Token()  # its own: a scope inside the request may end this work alone
         if work is None:
-            self.call = cast(Call, _OnLoop())
+            self.call = cast(Call, _OnLoop("returned"))
         else:
             self.call = Call(self.token, current_scope())
             self.context = contextvars.copy_context()
-        self._loop = lane.loop
         self.asked = time.perf_counter()
 
     @property
@@ -102,13 +101,13 @@ class Job:
     # --- on the loop
 
     def enter(self, run_within: float | None, start_within: float | None) -> None:
-        self.future = self._loop.create_future()
+        self.future = self.lane.loop.create_future()
         self.parent.on_cancel(self.follow)
         self.request.place = self
         if start_within is not None:
-            self._timer = self._loop.call_later(start_within, self._start_is_due, run_within)
+            self._timer = self.lane.loop.call_later(start_within, self._start_is_due, run_within)
         elif run_within is not None:
-            self._timer = self._loop.call_later(run_within, self._end_is_due, run_within)
+            self._timer = self.lane.loop.call_later(run_within, self._end_is_due, run_within)
         try:
             self.lane._enter(self, start_within)
         except BaseException:
@@ -117,7 +116,7 @@ class Job:
             raise
 
     def end_within(self, seconds: float) -> None:
-        self._timer = self._loop.call_later(seconds, self._end_is_due, seconds)
+        self._timer = self.lane.loop.call_later(seconds, self._end_is_due, seconds)
 
     def leave(self) -> None:
         """No deadline and no cancel of the request reaches this job any more."""
@@ -155,7 +154,7 @@ class Job:
             return
         left = run_within if self.progress == "waiting" else self.began + run_within - time.perf_counter()
         if left > 0:
-            self._timer = self._loop.call_later(left, self._end_is_due, run_within)
+            self._timer = self.lane.loop.call_later(left, self._end_is_due, run_within)
         else:
             self.parent.cancel("request_timeout")
 
@@ -205,10 +204,35 @@ class Job:
 class _OnLoop:
     """What a `Call` tells of work in a thread, for work on the loop: only how a cancel went."""
 
-    layer = "returned"
     swallowed = 0
     error = None
     children = ()
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+
+
+class Held(Job):
+    """The stay of a request that found a place free, and works on the loop: its own scope stops it."""
+
+    work = None
+    call = cast(Call, _OnLoop("scope"))
+    progress = "running"
+
+    def __init__(self, lane: Lane, request: Request) -> None:
+        self.lane, self.request = lane, request
+        self.parent = request.token
+        self.token = cast(Token, request.token)
+        self.asked = self.began = time.perf_counter()
+
+    def leave(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.parent.cancelled:
+            self.token = NOBODY  # whoever cancels the request now does not stop this work
+
+
+NOBODY = Token()
 
 
 class Lane:
@@ -277,10 +301,7 @@ class Lane:
             if self._running >= self.places:
                 return None
             self._running += 1
-        job = Job(self, request, None)
-        job.progress, job.began = "running", job.asked
-        request.place = job
-        job.parent.on_cancel(job.follow)
+        request.place = job = Held(self, request)
         if run_within is not None:
             job.end_within(run_within)
         return job

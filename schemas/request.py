@@ -67,6 +67,7 @@ class Request:
     from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
     log: Any = None  # its EventLog, for requests that keep one
     shortcuts: Shortcuts | None = None  # past ASGI, when a protocol of ours has it on a connection
+    _headers: dict[str, str] | None = None
 
     def __init__(
         self,
@@ -125,9 +126,19 @@ class Request:
         """The first header of this name, in lower case, as it was sent."""
         return self.first.get(name)
 
-    @cached_property
+    @property
     def headers(self) -> dict[str, str]:
         """Names in lower case. Repeated headers are joined by a comma (RFC 9110, 5.3)."""
+        if self._headers is None:
+            self._headers = self._joined_headers()
+        return self._headers
+
+    @property
+    def headers_were_read(self) -> bool:
+        """Whether anybody has seen `headers`, and may have changed them."""
+        return self._headers is not None
+
+    def _joined_headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}
         for raw_name, raw_value in self.scope.get("headers", ()):
             name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")

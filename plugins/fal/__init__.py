@@ -91,6 +91,8 @@ def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[byt
             return []
 
     def headers(request: Request) -> list[tuple[bytes, bytes]]:
+        if gives_none and not request.headers_were_read:
+            return []
         return hints(request) + _new_cdn_token(request)
 
     return headers
@@ -98,7 +100,7 @@ def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[byt
 
 def _new_cdn_token(request: Request) -> list[tuple[bytes, bytes]]:
     """The token that the endpoint wrote into its request's headers, for the caller to go on with (contract 1.4)."""
-    if "headers" not in vars(request):  # nobody has looked at them
+    if not request.headers_were_read:
         return []
     token = request.headers.get(CDN_TOKEN, "")
     sent = dict(request.scope.get("headers", ())).get(CDN_TOKEN.encode(), b"").decode("latin-1")

@@ -55,7 +55,7 @@ class Exchange:
     _size = 0
     _told = False  # the app knows that the body is complete
     _waiter: asyncio.Future[None] | None = None
-    _hangups: list[Callable[[], object]] | None = None
+    _hangups: tuple[Callable[[], object], ...] = ()
     _status = 0
     _headers: RawHeaders  # with the status
     _left = 0  # bytes that Content-Length still promises
@@ -124,9 +124,9 @@ class Exchange:
         """The client is gone, or can no longer be understood."""
         self.gone = True
         self._wake()
-        for hangup in self._hangups or ():
+        hangups, self._hangups = self._hangups, ()
+        for hangup in hangups:
             hangup()
-        self._hangups = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -138,10 +138,8 @@ class Exchange:
         """Call `callback` when the client leaves before its answer is complete; at once if it has."""
         if self.gone:
             callback()
-        elif self._hangups is None:
-            self._hangups = [callback]
         else:
-            self._hangups.append(callback)
+            self._hangups = (*self._hangups, callback)
 
     def take_body(self) -> bytes | None:
         """The body, if all of it is here and nobody has received a part of it."""
@@ -159,7 +157,7 @@ class Exchange:
             return
         self._status = 200
         self.begun = self.answered = True
-        self._hangups = None
+        self._hangups = ()
         if self._waiter is not None:
             self._wake()
         self._line.write(b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (json_head(), id, len(body), body))
@@ -238,7 +236,7 @@ class Exchange:
             self._begin(part, more)
         if not more:
             self.answered = True
-            self._hangups = None
+            self._hangups = ()
             self._wake()
             self._line.answered(self)
 

@@ -142,7 +142,7 @@ def _tokens(value: bytes) -> list[bytes]:
 class Head:
     """A request's head, read. All in it follows from its bytes, so one that comes again is not read again."""
 
-    __slots__ = ("expects", "first", "headers", "keep_alive", "length", "method", "path", "query", "raw_path", "version")
+    __slots__ = ("expects", "first", "headers", "is_plain", "keep_alive", "length", "method", "path", "query", "raw_path", "version")
 
     def __init__(self, method: str, target: Target, version: str, headers: RawHeaders, framed: Framing, *, keep_alive: bool) -> None:
         self.method, self.version = method, version
@@ -154,11 +154,8 @@ class Head:
         self.length = framed.length
         self.keep_alive = keep_alive and not framed.close
         self.expects = framed.expects and framed.length != 0
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether its request is over after `length` bytes more, and leaves the connection as it was."""
-        return self.keep_alive and not self.expects and self.length is not None and self.version == "1.1"
+        # Its request is over after `length` bytes more, and leaves the connection as it was:
+        self.is_plain = self.keep_alive and not self.expects and self.length is not None and version == "1.1"
 
 
 WATCHED = frozenset((b"connection", b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from .asgi import ASGIApp, Message, RawHeaders, Scope
 
@@ -12,7 +12,10 @@ SHORTCUTS = "runner.shortcuts"  # among a scope's extensions, where there are an
 
 
 class Shortcuts(Protocol):
-    """A request and its answer: ASGI's `scope`, `receive` and `send`, and shorter ways for the common case."""
+    """A request and its answer: ASGI's `scope`, `receive` and `send`, and shorter ways for the common case.
+
+    An app that has a method `take` is given these, and calls `over` at the end of each; others are called as ASGI.
+    """
 
     task: asyncio.Task[None] | None  # in which the app's call waits, for who must cancel it
 
@@ -51,11 +54,6 @@ class Shortcuts(Protocol):
     def over(self, error: BaseException | None) -> None:
         """The app's call has ended: what it left unanswered is cut off."""
         ...
-
-
-def direct(app: Any) -> Callable[[Shortcuts], None] | None:
-    """How `app` takes requests without ASGI, if it does: it calls `over` at the end of each."""
-    return getattr(app, "take", None)
 
 
 HandOver = Callable[[asyncio.Transport, bytes], None]

@@ -310,10 +310,14 @@ def test_asking_for_a_model_without_pydantic_says_what_to_install(
         exec("from fal.toolkit import FalBaseModel", {})
 
 
+def test_the_names_of_the_fal_modules_are_known_before_they_are_made(fal: ModuleType) -> None:
+    assert {name for name in sys.modules if name.partition(".")[0] == "fal"} == set(fal_plugin.MODULES)
+
+
 def test_the_fal_module_does_not_import_pydantic_by_itself() -> None:
     program = (
         "import sys, runner, runner.plugins.fal as f;"
-        "f.provide_modules({'App': runner.App, 'HealthCheck': runner.HealthCheck});"
+        "dict(f.provide_modules({'App': runner.App, 'HealthCheck': runner.HealthCheck}));"
         "print([m for m in ('pydantic', 'fastapi', 'fal', 'fal_client') if m in sys.modules])"
     )
 

@@ -12,8 +12,9 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -23,9 +24,7 @@ from ...schemas.request import Request
 from ...schemas.response import Response
 from ...schemas.service import Mount, ServiceView
 from ..hookspecs import hookimpl
-from .errors import answer_to
 from .installed import describe_fal_app
-from .modules import build_modules
 from .proxy import make_proxy
 from .repositories import own_repositories
 
@@ -35,12 +34,42 @@ log = logging.getLogger("runner.fal")
 
 HINTS = b"x-fal-runner-hints"
 CDN_TOKEN = "x-fal-cdn-token"
+MODULES = (
+    "fal", "fal.api", "fal.app", "fal.container", "fal.exceptions", "fal.realtime", "fal.ref", "fal.sdk",
+    "fal.toolkit", "fal.toolkit.audio", "fal.toolkit.audio.audio", "fal.toolkit.constraints", "fal.toolkit.exceptions",
+    "fal.toolkit.file", "fal.toolkit.file.file", "fal.toolkit.file.types", "fal.toolkit.image", "fal.toolkit.image.image",
+    "fal.toolkit.pydantic", "fal.toolkit.types", "fal.toolkit.utils", "fal.toolkit.utils.download_utils",
+    "fal.toolkit.utils.endpoint", "fal.toolkit.video", "fal.toolkit.video.video",
+)  # fmt: skip
+serving: dict[str, Any] = {"app": None}  # of this process, for a `fal.ref` that is made later
 RUNNER_STATES = {State.READY: "RUNNING", State.DRAINING: "TERMINATING", State.FAILED: "TERMINATING"}
 
 
 @hookimpl
 def provide_modules(names: Mapping[str, Any]) -> Mapping[str, ModuleType]:
-    return build_modules(names)
+    return Offered(names)
+
+
+class Offered(Mapping[str, ModuleType]):
+    """The modules by name, none of which is made before one is asked for: most apps ask for none."""
+
+    def __init__(self, names: Mapping[str, Any]) -> None:
+        self._names = names
+
+    @cached_property
+    def _made(self) -> dict[str, ModuleType]:
+        made = importlib.import_module(".modules", __package__).build_modules(self._names)
+        made["fal.ref"].current_app = serving["app"]
+        return made  # type: ignore[no-any-return]
+
+    def __getitem__(self, name: str) -> ModuleType:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(MODULES)
+
+    def __len__(self) -> int:
+        return len(MODULES)
 
 
 @hookimpl
@@ -50,7 +79,11 @@ def describe_app(target: type) -> AppSpec | None:
 
 @hookimpl
 def map_error(service: ServiceView) -> Callable[[BaseException], Response | None]:
-    return answer_to
+    def answer(error: BaseException) -> Response | None:
+        answer_to: Callable[[BaseException], Response | None] = importlib.import_module(".errors", __package__).answer_to
+        return answer_to(error)
+
+    return answer
 
 
 @hookimpl
@@ -130,6 +163,7 @@ async def _current(service: ServiceView) -> AsyncIterator[None]:
     os.environ["FAL_RUNNER_STATE"] = "SETUP"
     service.health.watch(state_is)
     ref: Any = sys.modules.get("fal.ref")
+    serving["app"] = service.instance
     if ref is not None:
         ref.current_app = service.instance
     if importlib.util.find_spec("fal_client") is not None:
@@ -140,5 +174,7 @@ async def _current(service: ServiceView) -> AsyncIterator[None]:
         with own_repositories(service.instance):
             yield
     finally:
+        serving["app"] = None
+        ref = sys.modules.get("fal.ref")
         if ref is not None:
             ref.current_app = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal, Protocol
 
 import httptools
@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from ...schemas.asgi import ASGIApp, RawHeaders
-from ...schemas.connection import HandOver, direct
+from ...schemas.connection import HandOver, Shortcuts
 from .exchange import Exchange
 from .heads import WATCHED, Framing, Head, Refused, framing, take_apart
 
@@ -79,7 +79,8 @@ class Connection(asyncio.Protocol):
         self._app, self._hand_over, self._limits, self._home = app, hand_over, limits, home
         self._transport: asyncio.Transport = None  # type: ignore[assignment] # set by `connection_made`
         self._parser = httptools.HttpRequestParser(self)
-        self._take, self._known = direct(app), home.known
+        self._take: Callable[[Shortcuts], None] | None = getattr(app, "take", None)
+        self._known = home.known
         self.scheme = "http"
         self.client: tuple[str, int] | None = None
         self.server: tuple[str, int] | None = None

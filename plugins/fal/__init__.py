@@ -8,7 +8,6 @@ them (`errors.py`). What fal's platform does around a runner, deploying and scal
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import os
 import sys
@@ -24,6 +23,7 @@ from ...schemas.request import Request
 from ...schemas.response import Response
 from ...schemas.service import Mount, ServiceView
 from ..hookspecs import hookimpl
+from .imported import when_imported
 from .installed import describe_fal_app
 from .proxy import make_proxy
 from .repositories import own_repositories
@@ -166,14 +166,17 @@ async def _current(service: ServiceView) -> AsyncIterator[None]:
     serving["app"] = service.instance
     if ref is not None:
         ref.current_app = service.instance
-    if importlib.util.find_spec("fal_client") is not None:
-        client = importlib.import_module("fal_client")
+
+    def tell_client(client: Any) -> None:
         if hasattr(client, "set_get_current_app"):  # its calls pass on two headers of the request
             client.set_get_current_app(lambda: service.instance)
+
+    forget = when_imported("fal_client", tell_client)
     try:
         with own_repositories(service.instance):
             yield
     finally:
+        forget()
         serving["app"] = None
         ref = sys.modules.get("fal.ref")
         if ref is not None:

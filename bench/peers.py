@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +41,8 @@ START_SECONDS = 120  # BentoML's first start on a cold disk takes a while
 INSTALL = {  # what each environment holds; ours is the one that runs this
     "uvicorn": ["uvicorn", "uvloop", "httptools", "msgspec"],
     "hypercorn": ["hypercorn", "uvloop", "msgspec"],
-    "fastapi": ["fastapi", "uvicorn", "uvloop", "httptools"],
+    "fastapi": ["fastapi", "uvicorn", "uvloop", "httptools", "websockets", "python-multipart"],
+    "fal": ["fal", "uvicorn", "uvloop", "httptools"],
     "mosec": ["mosec", "msgspec"],
     "litserve": ["litserve", "uvloop", "httptools"],
     "bentoml": ["bentoml", "uvloop", "httptools"],
@@ -53,6 +54,7 @@ COMMANDS = {  # {bin}: the environment's; {port}
     "uvicorn": ["{bin}/uvicorn", "bare:app", "--port", "{port}", *UVICORN],
     "hypercorn": ["{bin}/hypercorn", "bare:app", "--bind", "127.0.0.1:{port}", "--worker-class", "uvloop"],
     "fastapi": ["{bin}/uvicorn", "fast:app", "--port", "{port}", *UVICORN],
+    "fal": ["{bin}/uvicorn", "fal_app:app", "--port", "{port}", *UVICORN],
     "mosec": ["{bin}/python", "mos.py", "--port", "{port}", "--address", "127.0.0.1", "--log-level", "warning"],
     "litserve": ["{bin}/python", "lit.py", "{port}"],
     "bentoml": ["{bin}/bentoml", "serve", "bento:Peer", "--host", "127.0.0.1", "--port", "{port}"],
@@ -105,9 +107,9 @@ def free_port() -> int:
 class Server:
     """A peer that runs."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int, path: str = "") -> None:
         self.name, self.process, self.port = name, process, port
-        self.paths = PATHS.get(name, BOTH)
+        self.paths = {"": path} if path else PATHS.get(name, BOTH)
 
     def answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
@@ -163,17 +165,24 @@ def _percentile(said: str, percent: int) -> float:
     return float(value) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}[unit]
 
 
+def running(name: str) -> AbstractContextManager[Server]:
+    return started(name, COMMANDS[name])
+
+
 @contextmanager
-def running(name: str) -> Iterator[Server]:
+def started(name: str, command: list[str], path: str = "") -> Iterator[Server]:
+    """The peer `name`, run by `command` beside the files of the peers; `path` is what answers, if not the typed endpoint."""
     port = free_port()
     folder = "" if name.startswith("ours") else str(install(name))
-    command = [part.format(bin=folder, port=port) for part in COMMANDS[name]]
+    command = [part.format(bin=folder, port=port) for part in command]
     (HOUSE / ".bench").mkdir(exist_ok=True)
-    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "BENTOML_DO_NOT_TRACK": "True", "PYTHONWARNINGS": "ignore"}
+    # What pip installs is compiled; so is what is here, from the second start on.
+    written = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = {**written, "RUNNER_DATA_DIR": str(HOUSE / ".bench" / "data"), "PATH": f"{folder}:{os.environ['PATH']}", "BENTOML_DO_NOT_TRACK": "True", "PYTHONWARNINGS": "ignore"}
     with open(HOUSE / ".bench" / f"{name}.log", "wb") as log:
         process = subprocess.Popen(command, cwd=PEERS, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
-            yield Server(name, process, port)
+            yield Server(name, process, port, path)
         finally:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 try:
@@ -181,6 +190,19 @@ def running(name: str) -> Iterator[Server]:
                     process.wait(10)
                 except (ProcessLookupError, subprocess.TimeoutExpired):
                     continue
+
+
+def usable(names: list[str]) -> list[str]:
+    """Those of `names` that are installed, or can be."""
+    found = []
+    for name in names:
+        try:
+            if not name.startswith("ours"):
+                install(name)
+            found.append(name)
+        except subprocess.CalledProcessError:
+            print(f"{name} does not install here and is left out", file=sys.stderr)
+    return found
 
 
 def cold_start(name: str) -> float:
@@ -242,19 +264,14 @@ def main() -> None:
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed; on Debian: apt-get install wrk")
     names = [name.replace("ours/no-http1", "ours, --no-plugin http1") for name in given.only.split(",")]
-    usable = []
+    names = usable(names)
     for name in names:
-        try:
-            if not name.startswith("ours"):
-                install(name)
-            usable.append(name)
-        except subprocess.CalledProcessError:
-            print(f"{name} does not install here and is left out", file=sys.stderr)
-    starts: dict[str, list[float]] = {name: [] for name in usable}
+        cold_start(name)  # from a warm disk, and compiled
+    starts: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(given.rounds):
-        for name in usable:
+        for name in names:
             starts[name].append(cold_start(name))
-    loads, memory = measure(usable, given.rounds, given.seconds, [int(count) for count in given.connections.split(",")])
+    loads, memory = measure(names, given.rounds, given.seconds, [int(count) for count in given.connections.split(",")])
     show(loads, starts, memory)
 
 

@@ -40,8 +40,8 @@ soak: setup  ## the slow ones, hours: cancel each loop 1,000 times, race 10,000 
 models-test: .venv-models/.done  ## stock loops of diffusers and transformers stop unchanged
 	.venv-models/bin/python -m pytest -q tests/models/check_models.py
 
-bench: setup  ## us and six peers side by side, about ten minutes (apt-get install -y wrk)
-	.venv/bin/python bench/peers.py
+bench: setup  ## us and seven peers side by side, twelve minutes, as one report (apt-get install -y wrk; WRITE=1 keeps it in docs/performance.md)
+	.venv/bin/python bench/report.py $(if $(WRITE),--write)
 
 screenshots: setup  ## pictures of the playground, into docs/ (apt-get install -y chromium)
 	cd tests && ../.venv/bin/python screenshots.py

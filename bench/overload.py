@@ -3,7 +3,8 @@
 The work is 20 ms that one request has at a time, so 50 a second is all there is. Callers come at a fixed
 100 a second and wait for nobody (open loop), each on a connection of its own. Ours keeps a line of
 25; the peers have no bound of their own, so theirs grows for as long as the load lasts. Goodput is what was
-answered with 200 while the load lasted, by the 50 a second. Does not show a load that varies.
+answered with 200 while the load lasted, by what the same server answers eight callers who wait for their
+answers, measured just before. Does not show a load that varies.
 
     python bench/overload.py [--seconds 8] [--json FILE]
 """
@@ -23,6 +24,7 @@ from peers import HOUSE, UVICORN, started, usable
 
 LINE = 25
 WORK_SECONDS = 0.02
+CAPACITY_SECONDS = 2.0
 RATE = 2 / WORK_SECONDS
 COMMANDS = {
     "ours": [sys.executable, str(HOUSE / "runner.py"), "ours_slow.py:Slow", "--port", "{port}", "--max-queued-requests", str(LINE)],
@@ -52,8 +54,21 @@ async def call(port: int) -> Seen:
     return Seen(int(head[0].split()[1]), now - began, now, headers.get("retry-after", ""))
 
 
+async def capacity(port: int) -> float:
+    """Requests a second that eight callers get answered, one after the other each."""
+    until, count = time.perf_counter() + CAPACITY_SECONDS, 0
+
+    async def caller() -> None:
+        nonlocal count
+        while time.perf_counter() < until:
+            answered = await call(port)
+            count += answered.status == 200
+
+    await asyncio.gather(*(caller() for _ in range(8)))
+    return count / (time.perf_counter() - until + CAPACITY_SECONDS)
+
+
 async def load(port: int, seconds: float) -> tuple[float, list[Seen]]:
-    await call(port)
     began, calls = time.perf_counter(), []
     for number in range(int(RATE * seconds)):
         await asyncio.sleep(max(0.0, began + number / RATE - time.perf_counter()))
@@ -72,20 +87,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     found = {}
-    print(f"| 100 requests/s for {given.seconds:g} s, work of 20 ms | goodput | p50 of the served, s | p99, s | refused | told to wait, s |")
-    print("|---|---|---|---|---|---|")
+    print(f"| 100 requests/s for {given.seconds:g} s, work of 20 ms | capacity/s | goodput | p50 of the served, s | p99, s | refused | told to wait, s |")
+    print("|---|---|---|---|---|---|---|")
     for name in usable(list(COMMANDS)):
         with started(name, COMMANDS[name], "/sync") as server:
             server.wait()
+            able = asyncio.run(capacity(server.port))
             until, seen = asyncio.run(load(server.port, given.seconds))
         served = [one for one in seen if one.status == 200]
         refused = [one for one in seen if one.status != 200]
-        goodput = sum(one.ended <= until for one in served) / given.seconds * WORK_SECONDS
+        goodput = sum(one.ended <= until for one in served) / given.seconds / able
         times = [one.seconds for one in served]
         told = [float(one.retry_after) for one in refused if one.retry_after]
-        found[name] = {"goodput": goodput, "p50": at(times, 0.5), "p99": at(times, 0.99), "refused": len(refused) / len(seen)}
+        found[name] = {"goodput": goodput, "p50": at(times, 0.5), "p99": at(times, 0.99), "refused": len(refused) / len(seen), "capacity": able}
         wait = f"{statistics.median(told):g}" if told else "nothing"
-        print(f"| {name} | {goodput:.2f} | {at(times, 0.5):.2f} | {at(times, 0.99):.2f} | {len(refused) / len(seen):.0%} | {wait} |")
+        print(f"| {name} | {able:.0f} | {goodput:.2f} | {at(times, 0.5):.2f} | {at(times, 0.99):.2f} | {len(refused) / len(seen):.0%} | {wait} |")
     print(f"\nOurs has a line of {LINE}, which takes {LINE * WORK_SECONDS:g} s.")
     if given.json:
         given.json.write_text(json.dumps(found))

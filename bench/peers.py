@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import json
 import os
 import platform
 import re
@@ -230,8 +231,12 @@ def measure(names: list[str], rounds: int, seconds: float, connections: list[int
     return loads, memory
 
 
+def medians_of(loads: dict[tuple[str, str, int], list[Load]]) -> dict[tuple[str, str, int], Load]:
+    return {key: Load(*(statistics.median(column) for column in zip(*runs, strict=True))) for key, runs in loads.items()}
+
+
 def show(loads: dict[tuple[str, str, int], list[Load]], starts: dict[str, list[float]], memory: dict[str, float]) -> None:
-    medians = {key: Load(*(statistics.median(column) for column in zip(*runs, strict=True))) for key, runs in loads.items()}
+    medians = medians_of(loads)
     print(f"\n{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}\n")
     for kind in ("async", "sync"):
         for count in sorted({key[2] for key in medians}):
@@ -260,6 +265,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--connections", default="16,64")
     parser.add_argument("--only", default=",".join(name for name in COMMANDS if "," not in name) + ",ours/no-http1")
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed; on Debian: apt-get install wrk")
@@ -273,6 +279,9 @@ def main() -> None:
             starts[name].append(cold_start(name))
     loads, memory = measure(names, given.rounds, given.seconds, [int(count) for count in given.connections.split(",")])
     show(loads, starts, memory)
+    if given.json:
+        rates = {f"{kind} {count} {name}": load._asdict() for (name, kind, count), load in medians_of(loads).items()}
+        given.json.write_text(json.dumps({"loads": rates, "starts": {n: statistics.median(s) for n, s in starts.items()}, "memory": memory}))
 
 
 if __name__ == "__main__":

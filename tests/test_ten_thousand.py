@@ -90,6 +90,9 @@ async def call(port: int, requests: int, chance: random.Random) -> None:
             assert head.split()[1] == status
             length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
             await reader.readexactly(int(length.split(b":")[1]))
+            if b"connection: close" in head.lower():
+                writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
         else:
             writer.write(LEFT[chance.choice([*LEFT])].encode())
             if chance.random() < 0.5:  # the others leave at once

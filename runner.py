@@ -22,7 +22,7 @@ import os
 import sys
 import time
 import typing
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,7 @@ if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` to
 from runner.plugins.bodies import (
     Disconnected,
     Stream,
+    has_body,
     lingering,
     read_body,
     refuse_two_framings,
@@ -53,6 +54,7 @@ from runner.plugins.driving import Drivers
 from runner.plugins.eventlog import EventLog, EventLogs
 from runner.plugins.files import Audio, CompressedFile, Depot, Image
 from runner.plugins.hookspecs import hookimpl
+from runner.plugins.ids import asked_id, new_ids
 from runner.plugins.life import Life
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
 from runner.plugins.progress import preview, progress
@@ -317,7 +319,6 @@ def check_socket(endpoint: Endpoint, *, of: str) -> None:
 
 # --- the service -------------------------------------------------------------------------------
 
-LONGEST_REQUEST_ID = 200
 NEVER_SECONDS = 1e7  # timers take no infinity
 
 
@@ -430,7 +431,7 @@ class Service:
     def take(self, exchange: Shortcuts) -> None:
         """Answer a request of a connection of ours, from its first step on. The driver has its one cancel scope."""
         request = Request(token=Token(), depot=self.depot, shortcuts=exchange)
-        request.id = _asked_id(request) or next(self._ids)
+        request.id = asked_id(request) or next(self._ids)
         reply = Reply(request, exchange.send, self.added_headers, self.settings.ping_seconds)
         self.running_now.add(request)
         exchange.task = self._drivers.run(self._answer(request, exchange.receive, reply), request.token, reply)
@@ -438,7 +439,7 @@ class Service:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         request = Request(scope=scope, path=path, token=Token())
-        request.id = _asked_id(request) or next(self._ids)
+        request.id = asked_id(request) or next(self._ids)
         await self.perform(request, receive, send)
 
     async def perform(self, request: Request, receive: Receive, send: Send) -> None:
@@ -512,7 +513,7 @@ class Service:
             if isinstance(error, asyncio.CancelledError) and _from_outside(request):
                 raise
             response = self._failure(request, error)
-            await reply.fail(response if body_read or not _has_body(request) else lingering(response, receive))
+            await reply.fail(response if body_read or not has_body(request) else lingering(response, receive))
         finally:
             if watch is not None:
                 watch()
@@ -560,7 +561,7 @@ class Service:
         token = Token()
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         request = Request(scope=scope, path=path, token=token)
-        request.id = _asked_id(request) or next(self._ids)
+        request.id = asked_id(request) or next(self._ids)
         enter_request(request)
         wire = Wire(scope, receive, send, request.id or "")
         self.running_now.add(request)
@@ -646,38 +647,9 @@ def problem_text(response: Response) -> str:
     return str(msgspec.json.decode(response.body)["detail"])
 
 
-def _asked_id(request: Request) -> str:
-    """The caller's `x-fal-request-id` if it can be shown; else an empty text."""
-    if (value := request.header(b"x-fal-request-id")) is None:
-        return ""
-    text = value.decode("latin-1")
-    return text if text.isprintable() and len(text) <= LONGEST_REQUEST_ID else ""
-
-
-VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
-
-
-def new_ids() -> Iterator[str]:
-    """UUIDs of version 4, without end; the randomness of many is fetched at once."""
-    while True:
-        digits = os.urandom(16 * 256).hex()
-        for at in range(0, len(digits), 32):
-            d = digits[at : at + 32]
-            yield f"{d[:8]}-{d[8:12]}-4{d[13:16]}-{VARIANT[d[16]]}{d[17:20]}-{d[20:]}"
-
-
 def _outlived(reply: Reply) -> bool:
     """Whether threads that the work started run on, in which anyio still looks at its scope."""
     return bool(getattr(reply.request.place, "children", ()))
-
-
-def _has_body(request: Request) -> bool:
-    """Whether a body was announced that may not have come to its end yet."""
-    if request.stream is not None and request.stream.ended:
-        return False
-    if request.shortcuts is not None and request.shortcuts.take_body() is not None:
-        return False
-    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in request.scope["headers"])
 
 
 def _from_outside(request: Request) -> bool:

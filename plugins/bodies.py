@@ -120,6 +120,15 @@ class _Lingering:
     async def aclose(self) -> None: ...
 
 
+def has_body(request: Request) -> bool:
+    """Whether a body was announced that may not have come to its end yet."""
+    if request.stream is not None and request.stream.ended:
+        return False
+    if request.shortcuts is not None and request.shortcuts.take_body() is not None:
+        return False
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in request.scope["headers"])
+
+
 def _framing(headers: RawHeaders) -> tuple[int, str]:
     """The announced length (0 when none is) and the content coding."""
     length, coding = 0, ""

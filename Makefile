@@ -1,7 +1,9 @@
 PYTHON ?= python3
 PORT ?= 8000
 
-.PHONY: help setup run test soak models-test bench screenshots check image-test
+PYTHONS ?= $(wildcard $(foreach version,3.12 3.13 3.14,$(HOME)/.pyenv/versions/$(version)*/bin/python3 /usr/bin/python$(version)))
+
+.PHONY: help setup run test soak models-test drain-test bench screenshots check image-test
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile
@@ -42,6 +44,15 @@ models-test: .venv-models/.done  ## stock loops of diffusers and transformers st
 
 bench: setup  ## us and seven peers side by side, twelve minutes, as one report (apt-get install -y wrk; WRITE=1 keeps it in docs/performance.md)
 	.venv/bin/python bench/report.py $(if $(WRITE),--write)
+
+drain-test:  ## a stop under load on every newer Python at hand (PYTHONS="python3.12 ...")
+	for python in $(PYTHONS); do \
+	  folder=.venv-drain/$$($$python -c 'import platform; print(platform.python_version())'); \
+	  $$python -m venv $$folder && \
+	  $$folder/bin/python -m pip install -q -c constraints.txt -e . pytest httpx && \
+	  $$folder/bin/python -m pytest -q tests/test_drain.py || exit 1; \
+	done
+
 
 screenshots: setup  ## pictures of the playground, into docs/ (apt-get install -y chromium)
 	cd tests && ../.venv/bin/python screenshots.py

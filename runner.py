@@ -30,7 +30,6 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 import pluggy
-import structlog
 
 HOUSE = str(Path(__file__).parent)
 __path__ = [HOUSE]  # `plugins/` and `schemas/` are runner.plugins, runner.schemas
@@ -48,7 +47,7 @@ from runner.plugins.bodies import (
     refuse_two_framings,
     take_body,
 )
-from runner.plugins.calling import make_call
+from runner.plugins.calling import make_call, start_within
 from runner.plugins.cancellation import Token, checkpoint, shield
 from runner.plugins.driving import Drivers
 from runner.plugins.eventlog import EventLog, EventLogs
@@ -57,6 +56,7 @@ from runner.plugins.hookspecs import hookimpl
 from runner.plugins.ids import asked_id, new_ids
 from runner.plugins.life import Life
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
+from runner.plugins.logs import get_logger
 from runner.plugins.progress import preview, progress
 from runner.plugins.realtime import Limits as SocketLimits
 from runner.plugins.realtime import Open, Talk, Wire, make_talk
@@ -64,7 +64,7 @@ from runner.plugins.registry import ask, list_plugins, load_plugins
 from runner.plugins.reloading import waiting_for_a_better_one
 from runner.plugins.replying import AddHeaders, Reply
 from runner.plugins.stopping import Running, cancel_path
-from runner.plugins.telling import Teller
+from runner.plugins.telling import Teller, tell_all
 from runner.plugins.types import Header, bind, describe
 from runner.schemas import names
 from runner.schemas.app import AppSpec, derive_alias, read_options
@@ -82,11 +82,10 @@ from runner.schemas.problems import (
     InvalidOutput,
     RequestCancelled,
     RunnerError,
-    ServerError,
     stopped_problem,
 )
 from runner.schemas.queue import QueueStore
-from runner.schemas.request import Request, current_request, enter_request
+from runner.schemas.request import Request, current_request, enter_request, entering
 from runner.schemas.response import Response, json_response
 from runner.schemas.routes import Routes
 from runner.schemas.service import Answer, Check
@@ -95,11 +94,11 @@ from runner.schemas.settings import Settings, read_settings
 __all__ = [
     *names.__all__,
     "App", "Audio", "CompressedFile", "EventLog", "Header", "Image", "Service", "asgi", "assemble", "checkpoint",
-    "describe_app", "endpoint", "hookimpl",
+    "describe_app", "endpoint", "get_logger", "hookimpl",
     "main", "preview", "progress", "realtime", "shield",
 ]  # fmt: skip
 
-log = structlog.get_logger("runner")
+log = get_logger("runner")
 
 # --- an app and its endpoints ------------------------------------------------------------------
 
@@ -296,9 +295,11 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     for mounts in ask(plugins, "mount_app", service=service):
         service.routes.mount(mounts)
         service.sockets.mount(mounts)
+    service.enter = entering(ask(plugins, "enter_requests", service=service))
     service.interceptors = tuple(ask(plugins, "intercept_requests", service=service))
     service.added_headers = tuple(ask(plugins, "response_headers", service=service))
     service.error_maps = tuple(reversed(ask(plugins, "map_error", service=service)))
+    service.life.on_error = tell_all(ask(plugins, "observe_errors", service=service))
     for checks in ask(plugins, "health_checks", service=service):
         service.health_checks |= checks
     service.teller.observers = tuple(ask(plugins, "observe_requests", service=service))
@@ -328,6 +329,7 @@ class Service:
     `assemble` fills in what is public and not set here; afterwards nothing of it changes.
     """
 
+    enter: Callable[[Request], None] = staticmethod(enter_request)
     interceptors: tuple[Callable[[Request], Response | None], ...] = ()
     added_headers: tuple[AddHeaders, ...] = ()
     error_maps: tuple[Callable[[BaseException], Response | None], ...] = ()
@@ -343,7 +345,7 @@ class Service:
         self.depot = Depot(stores[-1], settings, lambda: self.url) if stores else None
         self.instance = app.make()
         self.life = Life(self.instance, app.options, settings, self.health)
-        self.lane = self.life.lane
+        self.lane, self.give_up = self.life.lane, self.life.give_up
         self.running_now = Running(app.options.cancel_grace_seconds)
         self.tallies: dict[str, Callable[[], Mapping[str, float]]] = {}
         self.routes: Routes[Answer] = Routes()
@@ -400,8 +402,12 @@ class Service:
 
         def answer(request: Request) -> Awaitable[Response]:
             if not self.health.takes_requests:
-                raise self._not_taking()
+                return late(request)
             return call(request, read(request))
+
+        async def late(request: Request) -> Response:
+            await self.life.admit(start_within(request))
+            return await call(request, read(request))
 
         return answer
 
@@ -410,13 +416,6 @@ class Service:
         limits = SocketLimits(self.settings.max_message_bytes, self.settings.max_messages_per_second)
         timeout = endpoint.timeout or self.app.options.request_timeout
         return make_talk(endpoint, getattr(self.instance, endpoint.name), self.codec, self.lane, timeout, limits)
-
-    def _not_taking(self) -> ServerError:
-        why = {State.STARTING: "the app is still starting", State.DRAINING: "the server is stopping"}
-        headers = {"Retry-After": "1"}
-        if self.health.state is State.DRAINING:
-            headers["connection"] = "close"
-        return ServerError(503, why.get(self.health.state, "the app is not available"), "runner_scheduling_failure", headers)
 
     # --- one request
 
@@ -476,7 +475,7 @@ class Service:
         """Find what answers, run it, send what it gives; whatever is raised becomes an answer too."""
         watch: Callable[[], object] | None = None
         body_read = False
-        enter_request(request)
+        self.enter(request)
         try:
             is_job = request.begin is not None  # let in when it was submitted, and for endpoints only
             if request.shortcuts is None:  # whose connection refuses them
@@ -538,19 +537,22 @@ class Service:
 
     def _failure(self, request: Request, error: BaseException) -> Response:
         """What the caller reads of `error`. What nobody expected is logged with its traceback."""
+        if request.trace is not None:
+            request.trace.failed(error)
         if isinstance(error, RequestCancelled):
             return stopped_problem(request.token.reason or "client_cancelled")
         if isinstance(error, RunnerError) and not isinstance(error, ConfigError):
             if isinstance(error, InvalidOutput):
                 log.error("response.invalid", endpoint=request.path, problem=str(error))
-            return error.response()
-        response = next((r for map_error in self.error_maps if (r := map_error(error)) is not None), None)
-        if response is None or response.status >= 500:
-            log.error("request.failed", endpoint=request.path, exc_info=error)
-        if response is None:
-            response = json_response({"detail": "Internal Server Error"}, status=500)
-        if response.status == 500:
-            response.headers.setdefault("x-fal-error-type", "runner_server_error")
+            response = error.response()
+        else:
+            mapped = next((r for map_error in self.error_maps if (r := map_error(error)) is not None), None)
+            response = mapped or json_response({"detail": "Internal Server Error"}, status=500)
+            if response.status >= 500:
+                log.error("request.failed", endpoint=request.path, exc_info=error)
+            if response.status == 500:
+                response.headers.setdefault("x-fal-error-type", "runner_server_error")
+        response.headers.update(getattr(error, "answer_headers", ()))  # what plugins add to its answer
         return response
 
     # --- one socket
@@ -562,7 +564,7 @@ class Service:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         request = Request(scope=scope, path=path, token=token)
         request.id = asked_id(request) or next(self._ids)
-        enter_request(request)
+        self.enter(request)
         wire = Wire(scope, receive, send, request.id or "")
         self.running_now.add(request)
         try:
@@ -587,7 +589,7 @@ class Service:
                 return await wire.refuse(refusal)
             wire.endpoint, open_talk = self.sockets.find(request)
             if not self.health.takes_requests:
-                raise self._not_taking()
+                await self.life.admit(start_within(request))
             self.running_now.begins(request, wire.endpoint)
             talk = open_talk(request, wire, lambda: self.running_now.stop(request, "client_disconnected"))
             self._talks.add(talk)
@@ -687,7 +689,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target, settings, action = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ, Path.cwd())
         if (settings.supervise or settings.reload) and settings.listen_fd < 0 and action is None:
             importlib.import_module("runner.plugins.server").supervise(settings)
-        _configure_logging(settings)
+        if "observability" not in settings.no_plugin:
+            importlib.import_module("runner.plugins.observability").prepare(settings)
         prepare_path(target, settings.app_dir, HOUSE)
         start_spawned_children_with(__file__)
         plugins = load_plugins(settings)
@@ -695,7 +698,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             offer(modules)
         with waiting_for_a_better_one(settings):
             app = load_app(target, lambda found: _described(found, plugins))
-            _configure_logging(settings)  # again: what an app imports may turn structlog to itself, as fal does
             service = assemble(app, settings, plugins)
         if action == "openapi":
             return _print_openapi(service)
@@ -705,11 +707,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"runner: {error}\n")
         return WRONG_SETTING
-
-
-def _configure_logging(settings: Settings) -> None:
-    if "observability" not in settings.no_plugin:
-        importlib.import_module("runner.plugins.observability").configure_logging(settings.log_format, settings.log_level)
 
 
 def _print_openapi(service: Service) -> int:

@@ -80,7 +80,7 @@ class Steps:
             if pipe is not None and pipe.job is not None and (source is None or source.is_async):
                 raise RuntimeError(f"after {self.head_seconds:g} s the answer is a stream, and it cannot become {type(value).__name__}")
             if source is None:
-                return self.answer(value, arguments)
+                return self._answered(request, value, arguments)
             if source.is_async:
                 return source
             assert pipe is not None
@@ -101,8 +101,7 @@ class Steps:
         """Run an async method while holding a place; a sync iterator that it gives goes on in a thread."""
         start = start_within(request)
         place = self.lane.hold_now(request, self.timeout) or await self.lane.hold(request, run_within=self.timeout, start_within=start)
-        keeps_place = False
-        try:
+        with place:
             if request.log is not None:
                 request.log.append("started")
             value = self.method(**arguments)
@@ -110,14 +109,11 @@ class Steps:
                 value = await value
             source = self._source(value, request) if self.may_stream else None
             if source is None:
-                response = self.answer(value, arguments)
+                response = self._answered(request, value, arguments)
                 return as_event(response) if b"accept" in request.first and asks_for_events(request) else response
             if source.is_async:
-                keeps_place = True
+                place.kept = True
                 return await self._stream_on_loop(source, place, arguments)
-        finally:
-            if not keeps_place:
-                self.lane.release(place)
         return await self._stream_in_thread(source, request, arguments)
 
     def _source(self, value: Any, request: Request) -> Source | None:
@@ -125,10 +121,8 @@ class Steps:
 
     async def _stream_on_loop(self, source: Source, place: Job, arguments: dict[str, Any]) -> Response:
         if source.as_list:
-            try:
+            with place:
                 return self.answer(await collect(source), arguments)
-            finally:
-                self.lane.release(place)
         parts = Task(source, self.lane, place)
         try:
             with anyio.move_on_after(self.head_seconds):
@@ -149,6 +143,12 @@ class Steps:
 
         response: Response = await self.lane.run(work, request, **self._limits(request))
         return response
+
+    def _answered(self, request: Request, value: Any, arguments: dict[str, Any]) -> Response:
+        if request.trace is None:
+            return self.answer(value, arguments)
+        with request.trace.part("encode", {}):
+            return self.answer(value, arguments)
 
     @contextmanager
     def _early_head(self, request: Request, arguments: dict[str, Any], pipe: Pipe) -> Iterator[None]:

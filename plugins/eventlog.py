@@ -42,8 +42,11 @@ class EventLog:
         most_events: int = MOST_EVENTS,
         most_bytes: int = MOST_BYTES,
         may_read: Callable[[Request], bool] | None = None,
+        start: int = 0,
     ) -> None:
+        """The first event has the number after `start`; one that saw lower ones saw them of a log that is gone."""
         self.id = id
+        self._start = start
         self.most_events, self.most_bytes = most_events, most_bytes
         self.may_read = may_read or (lambda request: True)
         self.ended = False  # its last event is `completed`
@@ -53,7 +56,7 @@ class EventLog:
         self._lock = threading.Lock()  # guards what follows
         self._events: deque[Event] = deque()
         self._bytes = 0
-        self._last = 0  # number of the newest event
+        self._last = start  # number of the newest event
         self._waiting: list[asyncio.Event] = []  # readers with nothing to read
         self._latest: dict[str, bytes] = {}  # by what they tell of; held back until their time comes
         self._latest_at = 0.0
@@ -109,13 +112,16 @@ class EventLog:
         with self._lock:
             return self._since(seq)
 
-    async def follow(self, seq: int = 0) -> AsyncGenerator[list[Event], None]:
-        """What `since` gives, then what comes, in lists of as many as are there; ends after `completed`."""
+    async def follow(self, seq: int = 0, *, enough: Callable[[], bool] = lambda: False) -> AsyncGenerator[list[Event], None]:
+        """What `since` gives, then what comes, in lists of as many as are there; ends after `completed`.
+
+        It also ends with the last event that is there once `enough` says so, which is asked after a `wake`.
+        """
         self.readers += 1
         try:
             while True:
                 with self._lock:
-                    found, ended, news = self._since(seq), self.ended, None
+                    found, ended, news = self._since(seq), self.ended or enough(), None
                     if not found and not ended:
                         news = asyncio.Event()
                         self._waiting.append(news)
@@ -128,6 +134,12 @@ class EventLog:
                     await self._news(news)
         finally:
             self.readers -= 1
+
+    def wake(self) -> None:
+        """Have those who follow look again."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        self._wake(waiting)
 
     async def _news(self, news: asyncio.Event) -> None:
         try:
@@ -149,7 +161,7 @@ class EventLog:
 
     def _since(self, seq: int) -> list[Event]:
         first = self._last - len(self._events) + 1
-        seq = min(max(seq, 0), self._last)
+        seq = min(seq if seq > 0 else self._start, self._last)
         found = [self._events[at] for at in range(max(0, seq + 1 - first), len(self._events))]
         if seq + 1 < first:
             lost = msgspec.json.encode({"from": seq + 1, "to": first - 1})

@@ -60,7 +60,9 @@ def register_routes(service: ServiceView) -> list[Route]:
         if log.ended and seen >= log.last:
             return Response(b"", 204)  # tells an EventSource not to come again
         headers = {"cache-control": "no-store"}
-        return Response(headers=headers, media_type=EVENTS, stream=Following(log, seen))
+        following = Following(log, seen)
+        service.running_now.only_reads(request, following.end)
+        return Response(headers=headers, media_type=EVENTS, stream=following)
 
     return [Route(method="GET", path="/requests/{id}/events", answer=answer)]
 
@@ -78,7 +80,13 @@ class Following:
 
     def __init__(self, log: EventLog, seen: int) -> None:
         self.items = 0
-        self._batches: AsyncGenerator[list[Any], None] = log.follow(seen)
+        self._log, self._enough = log, False
+        self._batches: AsyncGenerator[list[Any], None] = log.follow(seen, enough=lambda: self._enough)
+
+    def end(self) -> None:
+        """The server stops: all that is there is still told, and who comes again goes on from there."""
+        self._enough = True
+        self._log.wake()
 
     def __aiter__(self) -> Following:
         return self

@@ -7,7 +7,8 @@ the threshold make it unhealthy: `/health/ready` says 503, so that nothing more 
 requests that come all the same are served. The next check that passes makes it ready again.
 
 An endpoint's answer with the header `x-fal-runner-health-check: true` has the app checked at once, and
-there one failure is enough (contract 9.3).
+there one failure is enough (contract 9.3); one with `x-fal-stop-runner: true` has the process replaced (contract
+2.6). The callers see neither.
 """
 
 from __future__ import annotations
@@ -20,22 +21,23 @@ from typing import Any
 from uuid import uuid4
 
 import anyio
-import structlog
 
 from ..schemas.asgi import Message, Scope
 from ..schemas.endpoint import Endpoint
-from ..schemas.exits import UNHEALTHY
+from ..schemas.exits import ASKED, UNHEALTHY
+from ..schemas.foreign import ForeignResponse
 from ..schemas.health import HealthCheck, State
 from ..schemas.request import Request
 from ..schemas.response import Response, json_response
 from ..schemas.service import Call, Check, Route, ServiceView, Wrapper
 from .cancellation import Token
 from .hookspecs import hookimpl
+from .logs import get_logger
 
-log = structlog.get_logger("runner.health")
+log = get_logger("runner.health")
 
 START_PERIOD_SECONDS, TIMEOUT_SECONDS, THRESHOLD = 30, 5, 3  # fal's defaults (contract 9.1)
-TRIGGER = "x-fal-runner-health-check"
+TRIGGER, STOP = "x-fal-runner-health-check", "x-fal-stop-runner"
 APP = "app"  # the cause under which the app itself ails
 
 
@@ -80,18 +82,38 @@ def register_routes(service: ServiceView) -> list[Route]:
 
 @hookimpl
 def wrap_call(endpoint: Endpoint, service: ServiceView) -> Wrapper:
-    """Act on the trigger that an endpoint put on its answer, and keep it from the caller."""
+    """Act on the triggers that an endpoint put on its answer, or on what it raised, and keep them from the caller."""
+
+    def act(headers: Any) -> None:
+        if TRIGGER in headers and _taken(headers, TRIGGER):
+            service.health.suspect()
+        if STOP in headers and _taken(headers, STOP):
+            service.give_up(ASKED, f"{endpoint.path} answered with {STOP}")
 
     def wrapper(call: Call) -> Call:
         async def called(request: Request, arguments: dict[str, Any]) -> Response:
-            response = await call(request, arguments)
-            if response.headers and response.headers.pop(TRIGGER, "").lower() in ("true", "1"):
-                service.health.suspect()
+            try:
+                response = await call(request, arguments)
+            except Exception as error:
+                if headers := getattr(error, "headers", None):
+                    act(headers)
+                raise
+            if response.headers:
+                act(response.headers)
+            if isinstance(response, ForeignResponse):
+                act(response.app.headers)
             return response
 
         return called
 
     return wrapper
+
+
+def _taken(headers: Any, name: str) -> bool:
+    """Take a header off, whose value is as fal reads it: true, 1, false or 0."""
+    value = headers[name]
+    del headers[name]
+    return value.strip().lower() in ("true", "1")
 
 
 @hookimpl

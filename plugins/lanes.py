@@ -10,6 +10,10 @@ Jobs of the queue wait in a second line. While both lines have somebody, four di
 a place and then one job: a long queue costs a direct request at most one job's time, and direct
 requests cannot starve the queue.
 
+A request that is to be `alone` goes before both lines: nobody begins any more until the others are
+through, and again nobody before it is. A lane that is `shut` gives places to nobody but the app's own
+`teardown`.
+
 A thread that is through takes the next one in line by itself, without asking the event loop, and
 results cross back in one wake-up for as many as are there. While work is short, one thread is woken
 for all that begins in one turn of the loop: threads that fight over the interpreter are slower than
@@ -28,13 +32,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from functools import partial
+from types import TracebackType
 from typing import Any, Literal, cast
 
 import anyio
-import structlog
 
 from ..schemas.events import Stopped
-from ..schemas.problems import ServerError
+from ..schemas.problems import ServerError, not_taking
 from ..schemas.request import Request
 from .cancellation import (
     LIMITS,
@@ -48,8 +52,9 @@ from .cancellation import (
     uninstall,
     unwind,
 )
+from .logs import get_logger
 
-log = structlog.get_logger("runner.lanes")
+log = get_logger("runner.lanes")
 
 Progress = Literal["waiting", "running", "over", "dropped"]
 MEMORY = 0.1  # weight of the newest run in the mean that Retry-After is guessed from; a number out of the air
@@ -57,6 +62,7 @@ DIRECT_IN_A_ROW = 4  # direct requests that get a place before a job of the queu
 SHORT_SECONDS = 0.0005  # work that takes less is not worth a second thread
 CERTAIN = 3  # runs in a row that were not short; a single one may have been kept waiting by the machine
 PATIENCE_SECONDS = 0.001  # in which a busy thread should come to the next of what else began
+ALONE_SECONDS = 30.0  # that the others get to be through, while nobody begins; a number out of the air
 
 
 class Job:
@@ -70,10 +76,12 @@ class Job:
     on_end: Callable[[BaseException | None], None] | None = None  # told of the error, if any
     context: contextvars.Context | None = None
     future: asyncio.Future[Any] = None  # type: ignore[assignment] # made by `enter`
+    kept = False  # somebody else gives the place back
     _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, lane: Lane, request: Request, work: Callable[[], Any] | None) -> None:
         self.lane, self.request, self.work = lane, request, work
+        self.alone = request.alone
         self.parent = request.token
         self.token = Token()  # its own: a scope inside the request may end this work alone
         if work is None:
@@ -86,7 +94,7 @@ class Job:
     @property
     def is_queued(self) -> bool:
         """Whether it waits in the second line."""
-        return self.request.begin is not None
+        return self.request.begin is not None and not self.alone
 
     @property
     def children(self) -> Collection[Call]:
@@ -98,16 +106,36 @@ class Job:
         """Seconds in the line."""
         return (self.began or time.perf_counter()) - self.asked
 
+    @property
+    def ran(self) -> float | None:
+        """Seconds in its place so far; None before it had one."""
+        return (self.ended or time.perf_counter()) - self.began if self.began else None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """CUDA memory at most while it ran in its thread; of all threads together."""
+        return self.call.peak_bytes
+
     # --- on the loop
+
+    def __enter__(self) -> Job:
+        """Give a held place back at the end of the block, and tell of what was raised in it."""
+        self.kept = False
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self.kept:
+            self.lane.release(self, error)
 
     def enter(self, run_within: float | None, start_within: float | None) -> None:
         self.future = self.lane.loop.create_future()
+        if self.alone:
+            start_within = ALONE_SECONDS
         self.parent.on_cancel(self.follow)
         self.request.place = self
-        if start_within is not None:
-            self._timer = self.lane.loop.call_later(start_within, self._start_is_due, run_within)
-        elif run_within is not None:
-            self._timer = self.lane.loop.call_later(run_within, self._end_is_due, run_within)
+        if start_within is not None or run_within is not None:
+            run, start_by = run_within or math.inf, self.asked + (start_within or math.inf)
+            self._timer = self.lane.loop.call_later(min(run, start_within or math.inf), self._time_may_be_up, run, start_by)
         try:
             self.lane._enter(self, start_within)
         except BaseException:
@@ -116,7 +144,7 @@ class Job:
             raise
 
     def end_within(self, seconds: float) -> None:
-        self._timer = self.lane.loop.call_later(seconds, self._end_is_due, seconds)
+        self._timer = self.lane.loop.call_later(seconds, self._time_may_be_up, seconds, math.inf)
 
     def leave(self) -> None:
         """No deadline and no cancel of the request reaches this job any more."""
@@ -142,21 +170,18 @@ class Job:
             else:
                 self.call.layer = "scope"
 
-    def _start_is_due(self, run_within: float | None) -> None:
-        if self.lane._drop(self):
+    def _time_may_be_up(self, run_within: float, start_by: float) -> None:
+        """One of the two deadlines has passed, unless the work began late or is over."""
+        now = time.perf_counter()
+        if self.progress == "waiting" and now >= start_by and self.lane._drop(self):
             self.call.layer = "waiting"
-            self.future.set_exception(start_timeout())
-        elif run_within is not None:
-            self._end_is_due(run_within)
-
-    def _end_is_due(self, run_within: float) -> None:
-        if self.progress in ("over", "dropped"):
-            return
-        left = run_within if self.progress == "waiting" else self.began + run_within - time.perf_counter()
-        if left > 0:
-            self._timer = self.lane.loop.call_later(left, self._end_is_due, run_within)
-        else:
+            self.future.set_exception(Crowded() if self.alone else start_timeout())
+        elif self.progress == "waiting":
+            self._timer = self.lane.loop.call_later(min(run_within, start_by - now), self._time_may_be_up, run_within, start_by)
+        elif self.progress == "running" and now >= self.began + run_within:
             self.parent.cancel("request_timeout")
+        elif self.progress == "running" and run_within < math.inf:
+            self._timer = self.lane.loop.call_later(self.began + run_within - now, self._time_may_be_up, run_within, start_by)
 
     def hand_over(self, result: Any) -> None:
         """In the thread: give `result` to whoever waits, and go on; the place stays taken."""
@@ -207,6 +232,7 @@ class _OnLoop:
     swallowed = 0
     error = None
     children = ()
+    peak_bytes = None
 
     def __init__(self, layer: str) -> None:
         self.layer = layer
@@ -216,6 +242,7 @@ class Held(Job):
     """The stay of a request that found a place free, and works on the loop: its own scope stops it."""
 
     work = None
+    alone = False
     call = cast(Call, _OnLoop("scope"))
     progress = "running"
 
@@ -242,12 +269,15 @@ class Lane:
         self.places, self.longest_line, self.name, self.limits = places, longest_line, name, limits
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment] # set by `open`
         self.ghosts = 0  # places whose thread outlived its cancel bound
-        self._lock = threading.Lock()  # guards what follows, down to `_in_a_row`
+        self._lock = threading.Lock()  # guards what follows, down to `_shut`
         self._running = 0
         self._waiting = 0  # in the first line
         self._line: deque[Job] = deque()  # dropped ones too, until their turn comes
         self._queued: deque[Job] = deque()  # the second line, of the queue's jobs
         self._in_a_row = 0  # direct requests since a job of the queue last got a place
+        self._alones: deque[Job] = deque()  # those who are to be alone
+        self._is_alone = False  # one of them runs
+        self._shut = False
         self._ready: deque[Job] = deque()  # have their place, and wait for a thread
         self._taken = 0  # of those, since the lane was opened
         self._parked: list[threading.Lock] = []  # of threads that have nothing to do; the last one is woken first
@@ -264,6 +294,7 @@ class Lane:
         self.on_ghost: Callable[[], None] | None = None  # told when `ghosts` has changed
         self.look_at: Callable[[Call], None] | None = None  # in the thread, at what a run left behind
         self.on_replace: Callable[[], None] | None = None  # told when a ghost has been one for too long
+        self.on_error: Callable[[BaseException], None] | None = None  # told, before the place is passed on, of what ended a run
 
     def open(self) -> None:
         """Take the running loop as the one that waits for this lane's work."""
@@ -295,10 +326,10 @@ class Lane:
 
     def hold_now(self, request: Request, run_within: float | None) -> Job | None:
         """The same as `hold` where a place is free; None where the request has to wait for it."""
-        if self.ghosts >= self.places or request.begin is not None:
+        if self.ghosts >= self.places or request.begin is not None or request.alone:
             return None
         with self._lock:
-            if self._running >= self.places:
+            if self._shut or self._is_alone or self._alones or self._running >= self.places:
                 return None
             self._running += 1
         request.place = job = Held(self, request)
@@ -319,8 +350,10 @@ class Lane:
             raise
         return job
 
-    def release(self, job: Job) -> None:
-        """Give a held place to the next in line."""
+    def release(self, job: Job, error: BaseException | None = None) -> None:
+        """Give a held place to the next in line; `error` is what ended the work."""
+        if error is not None and self.on_error is not None:
+            self.on_error(error)
         job.leave()
         job.ended = time.perf_counter()
         self._learn(job.ended - job.began)
@@ -329,9 +362,27 @@ class Lane:
     def _pass_on(self, job: Job) -> None:
         with self._lock:
             job.progress = "over"
-            following = self._next()
+            following = self._next(job)
         if following is not None:
             self._start(following)
+
+    def shut(self) -> None:
+        """Nobody gets a place any more. From any thread; who waits is to be turned away."""
+        with self._lock:
+            self._shut = True
+
+    def turn_away(self) -> None:
+        """Answer those who wait that it is in vain. Jobs of the queue are their dispatcher's."""
+        with self._lock:
+            turned = [job for line in (self._line, self._alones) for job in line if job.progress == "waiting" and job.request.id is not None]
+            for job in turned:
+                job.progress = "dropped"
+                self._waiting -= not job.alone
+        for job in turned:
+            job.leave()
+            job.call.layer = "waiting"
+            if not job.future.done():
+                job.future.set_exception(not_taking("the server is stopping", closes=True))
 
     async def close(self, seconds: float) -> bool:
         """Let the threads end; return whether all did within `seconds`. Work still waiting is dropped."""
@@ -357,10 +408,13 @@ class Lane:
         if self.ghosts >= self.places:
             raise quarantined()
         with self._lock:
-            free = self._running < self.places
+            if self._shut and job.request.id is not None:
+                raise not_taking("the server is stopping", closes=True)
+            free = self._has_place_for(job)
             if free:
-                self._running += 1
                 self._begin(job)
+            elif job.alone:
+                self._alones.append(job)
             elif job.is_queued:
                 self._queued.append(job)
             elif self._waiting >= self.longest_line:
@@ -379,32 +433,66 @@ class Lane:
             if job.progress != "waiting":
                 return False
             job.progress = "dropped"
-            self._waiting -= not job.is_queued
-            for line in (self._line, self._queued):
+            self._waiting -= not (job.is_queued or job.alone)
+            for line in (self._line, self._queued, self._alones):
                 while line and line[0].progress == "dropped":
                     line.popleft()
-            return True
+        if job.alone:  # the others waited for it
+            self.tell(self._fill)
+        return True
 
-    def _next(self) -> Job | None:
-        """Under the lock: pass a place on, or set it free."""
-        while self._line or self._queued:
-            direct = bool(self._line) and (self._in_a_row < DIRECT_IN_A_ROW or not self._queued)
-            job = (self._line if direct else self._queued).popleft()
+    # --- under the lock
+
+    def _has_place_for(self, job: Job) -> bool:
+        if self._is_alone:
+            return False
+        return self._running <= self.ghosts if job.alone else self._running < self.places and not self._alones
+
+    def _next(self, over: Job) -> Job | None:
+        """Pass on the place of one who is through, or set it free."""
+        self._running -= 1
+        if over.alone:
+            self._is_alone = False
+            self.tell(self._fill)
+        return self._pick()
+
+    def _pick(self) -> Job | None:
+        """Who begins now, if anybody waits and there is a place."""
+        while self._alones or self._line or self._queued:
+            direct = not self._alones and bool(self._line) and (self._in_a_row < DIRECT_IN_A_ROW or not self._queued)
+            line = self._alones or (self._line if direct else self._queued)
+            job = line[0]
             if job.progress == "waiting":
+                if not self._has_place_for(job) or (self._shut and job.request.id is not None):
+                    return None
+                line.popleft()
                 self._waiting -= direct
                 self._in_a_row = self._in_a_row + 1 if direct else 0
                 self._begin(job)
                 return job
-        self._running -= 1
+            line.popleft()
         return None
 
     def _begin(self, job: Job) -> None:
+        self._running += 1
+        self._is_alone = job.alone
         job.progress = "running"
         job.began = time.perf_counter()
 
+    # --- on the loop
+
+    def _fill(self) -> None:
+        """Give out the places that became free while somebody was alone, or waited to be."""
+        while True:
+            with self._lock:
+                job = self._pick()
+            if job is None:
+                return
+            self._start(job)
+
     def _start(self, job: Job) -> None:
         """Set a job going that has its place; on the loop."""
-        if job.request.begin is None:
+        if job.request.begin is None or job.alone:  # it has been noted before
             self._go(job)
         else:
             self._keep(self._note_and_go(job, job.request.begin))
@@ -489,11 +577,13 @@ class Lane:
                 job.context.run(job.call.invoke, job.work)
                 if self.look_at is not None:
                     self.look_at(job.call)
+                if job.call.error is not None and self.on_error is not None:
+                    self.on_error(job.call.error)
                 job.ended = time.perf_counter()
                 with self._lock:
                     self._long_in_a_row = self._long_in_a_row + 1 if job.ended - taken_up > SHORT_SECONDS else 0
                     job.progress = "over"
-                    following = self._next()
+                    following = self._next(job)
                 self.tell(job.settle)
                 if following is not None and (following.work is None or following.is_queued):
                     self.tell(_granted(following))
@@ -555,6 +645,8 @@ class Lane:
 
     def _count_ghosts(self, more: int) -> None:
         self.ghosts += more
+        if self._alones:  # a ghost is no company
+            self._fill()
         if self.on_ghost is not None:
             self.on_ghost()
 
@@ -569,6 +661,10 @@ class Lane:
         self._threads.remove(thread)
         if following is not None:
             self._start(following)
+
+
+class Crowded(Exception):
+    """Who was to be alone has waited too long for the others to be through."""
 
 
 def _granted(job: Job) -> Callable[[], None]:

@@ -363,11 +363,8 @@ class Session:
             work: Callable[[], Frame] = lambda: plan.write(plan.method(*arguments), as_text)  # noqa: E731
             frame: Frame = await plan.lane.run(work, self.request, run_within=plan.timeout)
             return frame
-        place = await plan.lane.hold(self.request, run_within=plan.timeout)
-        try:
+        with await plan.lane.hold(self.request, run_within=plan.timeout):
             return plan.write(await plan.method(*arguments), as_text)
-        finally:
-            plan.lane.release(place)
 
     async def _server_streaming(self) -> None:
         if not (self.plan.takes_nothing or await self._inputs.any()):
@@ -379,11 +376,8 @@ class Session:
             await self._from_thread(lambda: self.plan.method(*arguments))
 
     async def _client_streaming(self) -> None:
-        place = await self.plan.lane.hold(self.request)
-        try:
+        with await self.plan.lane.hold(self.request):
             output = await self.plan.method(self._stream())
-        finally:
-            self.plan.lane.release(place)
         await self.wire.frame(self.plan.write(output, self._as_text))
 
     async def _bidi(self) -> None:
@@ -392,8 +386,7 @@ class Session:
     async def _held(self, make: Callable[[], Any]) -> None:
         """Send what an async iterator gives, while holding a place."""
         streams_out = self.plan.mode == "server_streaming"
-        place = await self.plan.lane.hold(self.request, run_within=self.plan.timeout if streams_out else None)
-        try:
+        with await self.plan.lane.hold(self.request, run_within=self.plan.timeout if streams_out else None):
             items = make()
             if not hasattr(items, "__aiter__"):
                 items = await items
@@ -404,8 +397,6 @@ class Session:
                 if (close := getattr(items, "aclose", None)) is not None:
                     with anyio.CancelScope(shield=True):
                         await close()
-        finally:
-            self.plan.lane.release(place)
 
     async def _from_thread(self, make: Callable[[], Any]) -> None:
         """Send what a sync iterator gives, which runs to its end in a thread of the lane."""
@@ -475,12 +466,12 @@ class Raw:
         place = await self._lane.hold(request)
         self._look()
         try:
-            await self._method(make(scope, self._receive, wire.send))
+            with place:
+                await self._method(make(scope, self._receive, wire.send))
         except Exception as error:
             if not is_disconnect(error):
                 raise
         finally:
-            self._lane.release(place)
             for waiting in (self._timer, self._ahead):
                 if waiting is not None:
                     waiting.cancel()

@@ -25,8 +25,8 @@ from . import hookspecs
 # the same path the later one wins. `--no-plugin NAME` leaves one out.
 
 BUILT_IN = (
-    "types", "files", "s3", "cors", "playground", "keys", "fal", "queue", "health", "openapi", "events", "progress",
-    "metrics", "watchdog", "observability", "http1", "reloading",
+    "types", "files", "s3", "cors", "playground", "keys", "gpu", "fal", "queue", "health", "openapi", "events", "progress",
+    "metrics", "traces", "watchdog", "observability", "http1", "reloading",
 )  # fmt: skip
 
 

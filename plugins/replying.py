@@ -52,6 +52,7 @@ class Reply:
     def __init__(self, request: Request, send: Send, added: tuple[AddHeaders, ...], ping_seconds: float = 15) -> None:
         self.request, self._send, self._added, self._ping_seconds = request, send, added, ping_seconds
         self.began = time.perf_counter()
+        self._foreign_headers: RawHeaders = []  # that we add to a Starlette Response
 
     def send_at_once(self, response: Response) -> bool:
         """Send a whole `response` without waiting, where that can be; return whether it could."""
@@ -72,6 +73,7 @@ class Reply:
         """Send all of `response`, then do what it leaves to be done after it."""
         try:
             if isinstance(response, ForeignResponse):
+                self._foreign_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
                 await response.app(self.request.scope, _nothing, self._foreign)
             elif response.stream is None:
                 body = b"" if self.request.method == "HEAD" else response.body
@@ -93,6 +95,7 @@ class Reply:
         if self.request.method == "HEAD":
             return await self._part(b"", False)
         if self._streams_events:
+            self.request.streams = True
             with self._pings():
                 async for part in stream:
                     self._at_boundary = part.endswith(b"\n\n")
@@ -185,7 +188,7 @@ class Reply:
         """Messages of a Starlette Response on their way out."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-fal-request-id", (self.request.id or "").encode("latin-1"))]
+            headers = [*message.get("headers", ()), *self._foreign_headers, (b"x-fal-request-id", (self.request.id or "").encode("latin-1"))]
             headers += self._added_headers()
             message = {**message, "headers": headers}
         else:

@@ -12,6 +12,7 @@ setup ends it with code 1, after probes had a second to read why. The codes are 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import importlib
 import importlib.util
@@ -23,36 +24,40 @@ import ssl
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
-import structlog
 
+from ..schemas.app import AppSpec
 from ..schemas.asgi import ASGIApp, Receive, Scope, Send
 from ..schemas.connection import ConnectionProtocol
 from ..schemas.exits import RELOADED, SETUP_FAILED, STOPPED
 from ..schemas.health import Health, State
 from ..schemas.problems import ConfigError
 from ..schemas.settings import Settings
+from .logs import get_logger
 from .websocket import READ_BYTES, serve_handshake
 
 IDLE_SECONDS = 300  # fal's own keep-alive; hypercorn's default of 5 s cuts pooled clients off
 VANISHED = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # a silent peer is given up after 50 s
 CLOSE_SECONDS = 1.0  # for connections to say goodbye after the last answer
-FAILED_SECONDS = 1.0  # for probes to read why setup failed
+FAILED_SECONDS = 1.0  # for probes to read why setup failed, where nobody starts another
 EXIT_SECONDS = 2.0  # for the interpreter to end, once all is over
+OVERTIME_SECONDS = 0.6  # after the grace period; then the process ends whatever is left to do
 BACKLOG = 2048  # connections that wait to be accepted
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 READY_VARIABLE = "RUNNER_SUPERVISOR_FD"  # of plugins/supervising.py, which must not be imported for it
 
-log = structlog.get_logger("runner.server")
+log = get_logger("runner.server")
 
 
 class Runnable(Protocol):
     """What the server needs of a service."""
 
+    app: AppSpec
     health: Health
     instance: Any
     connections: ConnectionProtocol | None
@@ -109,8 +114,8 @@ def supervise(settings: Settings) -> None:
 def run(service: Runnable, settings: Settings) -> int:
     """Serve until a signal or a failure says stop; return the exit code."""
     sock = listen(settings)
-    code = anyio.run(_run, service, settings, sock, backend_options={"use_uvloop": _has_uvloop()})
-    _leave_soon(code)
+    code: int = anyio.run(_run, service, settings, sock, backend_options={"use_uvloop": _has_uvloop()})
+    _leave_within(EXIT_SECONDS, lambda: code)
     return code
 
 
@@ -137,7 +142,7 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
             if settings.ready_fd >= 0:
                 _tell_ready(settings.ready_fd, url)
         if state is State.FAILED and not settings.reload:
-            loop.call_later(FAILED_SECONDS, stop.set)
+            loop.call_later(FAILED_SECONDS if settings.listen_fd < 0 else 0, stop.set)  # who calls now waits for the next
 
     def on_replacement() -> None:
         code, reason = service.health.exit_code, service.health.reason
@@ -147,7 +152,13 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
             log.error("server.replacing", code=code, reason=reason)
         stop.set()
 
+    def code() -> int:
+        if service.health.exit_code is not None:
+            return service.health.exit_code
+        return SETUP_FAILED if service.health.state is State.FAILED else STOPPED
+
     async def drain() -> None:
+        _leave_within(service.app.options.termination_grace_period_seconds + OVERTIME_SECONDS, code)
         await service.drain()
         drained.set()
 
@@ -155,6 +166,7 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    _end_with_supervisor()
     service.url = url = url_of(sock, settings)
     service.health.watch(on_state)
     service.health.watch_replacement(on_replacement)
@@ -165,9 +177,7 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
         log.info("server.listening", url=url)
         await serve(service, settings, sock, stop, drain, service.connections)
     log.info("server.stopped")
-    if service.health.exit_code is not None:
-        return service.health.exit_code
-    return SETUP_FAILED if service.health.state is State.FAILED else STOPPED
+    return code()
 
 
 def url_of(sock: socket.socket, settings: Settings) -> str:
@@ -192,15 +202,22 @@ def _tell_supervisor() -> None:
         os.close(int(descriptor))
 
 
+def _end_with_supervisor() -> None:
+    """Have the kernel send SIGTERM when the parent dies: an orphan would hold the port that the next one needs."""
+    if READY_VARIABLE in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _has_uvloop() -> bool:
     return importlib.util.find_spec("uvloop") is not None
 
 
-def _leave_soon(code: int) -> None:
-    """End the process even when a thread that the app started, or one of ours, does not end."""
-    timer = threading.Timer(EXIT_SECONDS, os._exit, (code,))
+def _leave_within(seconds: float, code: Callable[[], int]) -> None:
+    """End the process by then even when a thread, the app's `teardown` or the event loop does not end."""
+    timer = threading.Timer(seconds, lambda: os._exit(code()))
     timer.daemon = True
-    timer.start()
+    with suppress(RuntimeError, MemoryError):  # there is no memory for a thread
+        timer.start()
 
 
 async def first_bytes(reader: asyncio.StreamReader) -> bytes:

@@ -13,14 +13,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Literal
 
 import anyio
-import structlog
 
 from ..schemas.endpoint import Endpoint
 from ..schemas.request import Request, enter_request
 from ..schemas.response import Response, json_response
 from ..schemas.service import Answer
+from .logs import get_logger
 
-log = structlog.get_logger("runner.stopping")
+log = get_logger("runner.stopping")
 
 CANCEL = "/cancel"
 REMEMBERED = 5_000  # ids of finished requests at least, so that a late cancel is told so; a number out of the air
@@ -41,7 +41,9 @@ class Running:
     def __init__(self, grace_seconds: float | None = None) -> None:
         self.handlers: dict[str, Answer] = {}  # authors' own cancel endpoints, by the path they cancel
         self._grace = grace_seconds
-        self._requests: dict[Request, Endpoint | None] = {}
+        self._requests: dict[Request, Endpoint | None] = {}  # that work is done for
+        self._readers: dict[Request, Callable[[], object]] = {}  # that only tell of others, and what ends each
+        self._is_ending = False
         self._by_id: dict[str, Request] = {}
         self._finished: set[str] = set()  # of late
         self._before: set[str] = set()  # and before that; they are forgotten all at once
@@ -58,6 +60,14 @@ class Running:
         """Count `request` among those that a drain waits for."""
         self._requests[request] = None
 
+    def only_reads(self, request: Request, end: Callable[[], object] | None = None) -> None:
+        """`request` only tells of others: a drain does not wait for it, and has `end` end it, or else its token."""
+        self._requests.pop(request, None)
+        self._readers[request] = end or (lambda: request.token.cancel("draining"))
+        self._look()
+        if self._is_ending:
+            self._readers[request]()
+
     def begins(self, request: Request, endpoint: Endpoint) -> None:
         """`request` is about to run `endpoint`: from now on its id stops it."""
         self._requests[request] = endpoint
@@ -66,20 +76,31 @@ class Running:
 
     def ended(self, request: Request) -> None:
         endpoint = self._requests.pop(request, None)
+        self._readers.pop(request, None)
         if endpoint is not None and request.id is not None and self._by_id.get(request.id) is request:
             del self._by_id[request.id]
             self._finished.add(request.id)
             if len(self._finished) >= REMEMBERED:
                 self._before, self._finished = self._finished, set()
-        if not self._requests and self._none is not None:
+        self._look()
+
+    def _look(self) -> None:
+        if self._none is not None and not self._requests and not (self._is_ending and self._readers):
             self._none.set()
             self._none = None
 
     async def none_left(self) -> None:
-        """Wait until every request is answered."""
-        if self._requests:
+        """Wait until every request is answered, but for those who only read."""
+        if self._requests or (self._is_ending and self._readers):
             self._none = self._none or anyio.Event()
             await self._none.wait()
+
+    async def end_readers(self) -> None:
+        """End those who only read, and wait until they are gone."""
+        self._is_ending = True
+        for end in list(self._readers.values()):
+            end()
+        await self.none_left()
 
     def cancel(self, request_id: str) -> Outcome:
         """Stop the request of this id, for whoever asked for it."""

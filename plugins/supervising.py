@@ -23,6 +23,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 30.0
 WRONG_SETTING = 2
 RELOADED = 73  # of schemas/exits.py, which this script cannot import
 READY_VARIABLE = "RUNNER_SUPERVISOR_FD"  # where the child writes a byte once it is ready
+SUCCEEDS_VARIABLE = "RUNNER_SUPERVISOR_SUCCEEDS"  # "1" once a child was ready: the next has its callers wait while it starts
 
 
 class Supervisor:
@@ -33,6 +34,7 @@ class Supervisor:
         self._json = "json" in (os.environ.get("RUNNER_LOG_FORMAT"), *_after("--log-format", command))
         self._child = 0  # process id; 0: none runs
         self._stopping = False
+        self._was_ready = False  # any child so far
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,12 +60,13 @@ class Supervisor:
         """Start one and wait for its end; return its exit code, 128 + N for signal N, and if it was ready."""
         news, told = os.pipe()
         os.set_inheritable(told, True)
-        environment = {**os.environ, READY_VARIABLE: str(told)}
+        environment = {**os.environ, READY_VARIABLE: str(told), SUCCEEDS_VARIABLE: "1" if self._was_ready else ""}
         self._child = os.posix_spawn(self._command[0], self._command, environment)
         os.close(told)
         status = self._wait()
         self._child = 0
         was_ready = os.read(news, 1) != b""
+        self._was_ready |= was_ready
         os.close(news)
         code = os.waitstatus_to_exitcode(status)
         return (code if code >= 0 else 128 - code), was_ready

@@ -1,17 +1,38 @@
-"""Telling: observers hear of every request once it is over, and of a stopped one once its place is free."""
+"""Telling: observers hear of every request once it is over, and of a stopped one once its place is free;
+and of every exception that ends a run, where and when it does."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+import structlog
 
 from ..schemas.endpoint import Endpoint
 from ..schemas.events import Finished, Stopped
 from ..schemas.request import Request
 
+log = structlog.get_logger("runner")
+
 Observe = Callable[[Finished], None]
+OnError = Callable[[BaseException], None]
+
+
+def tell_all(observers: Sequence[OnError]) -> OnError | None:
+    """One function that tells all of `observers` and never raises; None for none."""
+    if not observers:
+        return None
+
+    def tell(error: BaseException) -> None:
+        for observe in observers:
+            try:
+                observe(error)
+            except Exception as failure:
+                log.error("observer.failed", exc_info=failure)
+
+    return tell
 
 
 class Outcome(Protocol):
@@ -78,6 +99,9 @@ class Teller:
             stopped=stopped,
             items=outcome.items,
             ended=outcome.why,
+            ran=place.ran if place is not None else None,
+            peak_bytes=place.peak_bytes if place is not None else None,
+            trace=request.trace,
         )
         for observe in self.observers:
             observe(finished)

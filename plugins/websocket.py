@@ -15,14 +15,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-import structlog
-
 from ..schemas.asgi import ASGIApp, Message, RawHeaders, Scope
+from .logs import get_logger
 
 if TYPE_CHECKING:
     import h11
 
-log = structlog.get_logger("runner.websocket")
+log = get_logger("runner.websocket")
 
 READ_BYTES = 64 * 1024
 CLOSE_SECONDS = 1.0  # for the client to answer a close frame

@@ -9,7 +9,7 @@ from .codec import Codec
 from .connection import SHORTCUTS, ConnectionProtocol, HandOver, Shortcuts
 from .endpoint import Endpoint, Mark, Parameter, Retry, Source, check_path
 from .events import Finished, OnOutput, OutputStream, as_sse
-from .exits import RELOADED, UNHEALTHY
+from .exits import ASKED, GPU_LOST, OUT_OF_MEMORY, RELOADED, UNHEALTHY
 from .files import (
     Content,
     Download,
@@ -22,7 +22,7 @@ from .files import (
     is_data,
     safe_name,
 )
-from .foreign import is_starlette
+from .foreign import ForeignResponse, is_starlette
 from .health import HealthCheck, State
 from .origins import Origins
 from .problems import (
@@ -34,6 +34,7 @@ from .problems import (
     RequestCancelled,
     RunnerError,
     ServerError,
+    not_taking,
     printable,
     stopped_problem,
 )
@@ -67,6 +68,7 @@ from .storing import (
     FileRepository,
     FileSink,
     FileStore,
+    FileTraffic,
     Repository,
     content_disposition,
     depot_of,
@@ -79,12 +81,16 @@ from .storing import (
     type_and_name,
 )
 from .tokens import Tokens, is_known
+from .tracing import Trace, part_of
 from .websocket import WebSocket, WebSocketDisconnect, WebSocketState
 
 __all__ = [
+    "ASKED",
     "ENDS",
     "EVENTS",
+    "GPU_LOST",
     "JSON",
+    "OUT_OF_MEMORY",
     "PLAIN_ERRAND",
     "RELOADED",
     "SHORTCUTS",
@@ -112,7 +118,9 @@ __all__ = [
     "FileRepository",
     "FileSink",
     "FileStore",
+    "FileTraffic",
     "Finished",
+    "ForeignResponse",
     "HTTPError",
     "HandOver",
     "HealthCheck",
@@ -153,6 +161,7 @@ __all__ = [
     "State",
     "StreamingResponse",
     "Tokens",
+    "Trace",
     "Unfetchable",
     "Unstorable",
     "Video",
@@ -177,6 +186,8 @@ __all__ = [
     "is_starlette",
     "json_response",
     "lifetime_of",
+    "not_taking",
+    "part_of",
     "printable",
     "read_options",
     "safe_media_type",
@@ -185,4 +196,4 @@ __all__ = [
     "store_file",
     "store_output",
     "type_and_name",
-]  # fmt: skip
+]

@@ -99,6 +99,14 @@ class ServerError(HTTPError):
         return json_response(body, status=self.status, headers=self.headers)
 
 
+def not_taking(why: str, *, closes: bool = False) -> ServerError:
+    """503: nothing is begun at present. With `closes` another connection may lead to who does."""
+    headers = {"Retry-After": "1", "X-Fal-Needs-Retry": "1"}
+    if closes:
+        headers["connection"] = "close"
+    return ServerError(503, why, "runner_scheduling_failure", headers)
+
+
 def stopped_problem(reason: str) -> Response:
     """The answer to a request that was stopped, by the reason its token has (contract 7.8 and 8)."""
     if reason == "request_timeout":

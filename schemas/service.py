@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -58,6 +58,12 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 class RunningView(Protocol):
     """The requests that run now."""
+
+    def only_reads(self, request: Request, end: Callable[[], object] | None = None) -> None:
+        """`request` only tells of others: a drain does not wait for it, and has `end` end it, or else its token."""
+        ...
+
+    def __iter__(self) -> Iterator[Request]: ...
 
     def stop(self, request: Request, reason: str) -> None:
         """Stop `request`: by its author's cancel endpoint if there is one, then by its token."""
@@ -138,10 +144,13 @@ class ServiceView(Protocol):
         """What the hook of that name gave, by name; known before `lifespan` is asked."""
         ...
 
+    def give_up(self, exit_code: int, reason: str) -> None:
+        """From any thread: nothing begins any more, running requests end as in a drain, and the process with `exit_code`."""
+        ...
+
     async def beside(self, function: Callable[[], Any]) -> Any:
         """Call a sync or async function of the app past its places, a sync one in a thread."""
         ...
-
 
     async def perform(self, request: Request, receive: Receive, send: Send) -> None:
         """Answer a request that did not come over the wire as if it had; `receive` and `send` are ASGI's."""

@@ -27,6 +27,8 @@ class Mark:
         return self._device.done >= self.place
 
     def synchronize(self) -> None:
+        if self._device.broken:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure")
         self._device.done = max(self._device.done, self.place)
         self._device.waits += 1
 
@@ -35,9 +37,18 @@ class FakeDevice:
     """Does nothing until it is waited for."""
 
     def __init__(self) -> None:
-        self.given = self.done = self.waits = self.bytes = 0
-        self.capturing = False
+        self.given = self.done = self.waits = self.most = self.bytes = 0
+        self.capturing = self.broken = False
         self.furthest = 0
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    @bytes.setter
+    def bytes(self, value: int) -> None:
+        self._bytes = value
+        self.most = max(self.most, value)
 
     def give(self) -> None:
         self.given += 1
@@ -51,6 +62,12 @@ class FakeDevice:
 
     def allocated(self) -> int:
         return self.bytes
+
+    def peak(self) -> int:
+        return self.most
+
+    def forget_peak(self) -> None:
+        self.most = 0
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +128,7 @@ async def test_after_a_cancel_the_place_is_free_once_the_device_stands_still() -
 
     def work(begun: Any) -> None:
         begun()
+        device.bytes = 300
         device.bytes = 100
         while True:
             step()
@@ -119,7 +137,29 @@ async def test_after_a_cancel_the_place_is_free_once_the_device_stands_still() -
 
     assert isinstance(call.error, RequestCancelled)
     assert device.done == device.given
-    assert call.bytes_left == 100
+    assert (call.bytes_left, call.peak_bytes) == (100, 300)
+    worker.close()
+
+
+async def test_what_the_device_says_after_a_cancel_is_not_lost() -> None:
+    """Who looks at errors learns that it is broken; the thread ends, its state is not to be trusted."""
+    device, worker = FakeDevice(), Worker()
+    boundary.look_for_torch()
+    boundary.govern(Governor(device))
+    step = Step(device)
+
+    def work(begun: Any) -> None:
+        begun()
+        try:
+            while True:
+                step()
+        finally:
+            device.broken = True
+
+    call = await stop_once_begun(worker, work)
+
+    assert isinstance(call.error, torch.AcceleratorError)
+    assert call.retire
     worker.close()
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+from runner.plugins import health as checks
+from runner.schemas.health import HealthCheck
+from runner.schemas.settings import Settings
 from serving import Runner, serving, written
 
 APP = """
@@ -30,6 +33,17 @@ class Checked(runner.App):
     def doubt(self, response: runner.Response) -> str:
         response.headers["x-fal-runner-health-check"] = "true"
         return "doubtful"
+
+    @runner.endpoint("/stop")
+    def stop(self, response: runner.Response, value: str, how: str = ""):
+        headers = dict([("x-fal-stop-runner", value)])
+        if how == "raised":
+            raise runner.HTTPError(503, "broken", headers)
+        if how == "starlette":
+            from starlette.responses import JSONResponse
+            return JSONResponse("stopping", headers=headers)
+        response.headers.update(headers)
+        return "stopping"
 
     @runner.endpoint("/well", health_check=runner.HealthCheck({check}))
     {define} well(self, request: runner.Request) -> str:
@@ -94,6 +108,13 @@ def test_check_68_the_check_passes_the_limit_of_places(tmp_path: Path) -> None:
         assert runner.get("/health/ready").status_code == 200
 
 
+def test_check_68_by_default_it_is_a_post_every_15_seconds_and_the_third_failure_counts() -> None:
+    """Contract 9.1. That a supervised runner is then replaced is in test_supervising.py."""
+    assert Settings().health_seconds == 15
+    assert (checks.START_PERIOD_SECONDS, checks.TIMEOUT_SECONDS, checks.THRESHOLD) == (30, 5, 3)
+    assert HealthCheck() == HealthCheck(call_regularly=True, method=None)
+
+
 def test_a_failure_within_the_start_period_does_not_count(tmp_path: Path) -> None:
     with serving(app(tmp_path, "failure_threshold=1", how="raises"), "--health-seconds", "0.05") as runner:
         line = runner.wait_for("health_check.failed", times=3)
@@ -116,9 +137,24 @@ def test_check_69_the_trigger_on_an_answer_checks_at_once_and_is_not_shown(tmp_p
     assert runner.events("app.output", text="checked by GET")
 
 
+def test_an_answer_can_ask_for_the_process_to_be_replaced_and_its_caller_does_not_see_that(tmp_path: Path) -> None:
+    """Contract 2.6: `x-fal-stop-runner`, true or 1, false or 0, on an answer or on what is raised."""
+    for query, status in [("value=true", 200), ("value=1&how=raised", 503), ("value=true&how=starlette", 200)]:
+        with serving(app(tmp_path), "--health-seconds", "3600") as runner:
+            kept = [runner.post(f"/stop?{query}") for query in ("value=false", "value=0&how=raised")]
+            stopped = runner.post(f"/stop?{query}")
+            code = runner.wait()
+
+        assert [answer.status_code for answer in kept] == [200, 503]
+        assert stopped.status_code == status
+        assert all("x-fal-stop-runner" not in answer.headers for answer in (*kept, stopped))
+        assert runner.events("server.replacing", code=76)[0]["reason"] == "/stop answered with x-fal-stop-runner"
+        assert code == 76
+
+
 @pytest.mark.parametrize("define", ["def", "async def"])
 def test_without_a_check_of_its_own_the_apps_health_is_asked(tmp_path: Path, define: str) -> None:
-    """Check 9: what it raises is said on /health, and not ready after three times."""
+    """Check 9: what it raises is said on /health."""
     source = f"""
 import pathlib
 import runner

@@ -103,6 +103,7 @@ def test_check_6_a_failing_setup_is_said_and_ends_the_process(tmp_path: Path, de
 
 
 def test_a_setup_that_takes_longer_than_its_timeout_ends_the_process(tmp_path: Path) -> None:
+    """Behaviour 1."""
     app = gated(tmp_path, setup="def setup(self): threading.Event().wait()", options="startup_timeout = 0.2")
 
     with serving(app, ready=False) as runner:
@@ -322,17 +323,18 @@ class Three(runner.App):
 
 
 def test_check_12_health_never_waits_for_a_place(tmp_path: Path) -> None:
-    """Behaviour 5: with all places taken, health says busy, which is ready for probes."""
+    """Behaviour 5: with all places taken by methods that block, health says busy, which is ready for probes."""
     with serving(written(tmp_path, PLACES.format(places=1))) as runner, ThreadPoolExecutor() as callers:
         held = callers.submit(runner.post, "/hold")
         runner.wait_for("app.output", text="holding")
         health, ready = runner.get("/health"), runner.get("/health/ready")
+        live, metrics = runner.get("/health/live"), runner.get("/metrics")
         runner.process.kill()
         held.exception()
 
     assert (health.status_code, health.json()["status"]) == (200, "busy")
     assert health.json()["lanes"] == {"places": 1, "running": 1, "waiting": 0, "ghosts": 0}
-    assert ready.status_code == 200
+    assert (ready.status_code, live.status_code, metrics.status_code) == (200, 200, 200)
 
 
 def test_whoever_finds_the_line_full_is_told_when_to_come_back(tmp_path: Path) -> None:

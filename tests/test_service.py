@@ -350,8 +350,10 @@ class Own(runner.App):
 """,
     )
     with serving(app) as runner:
-        said = runner.get("/health").json()
+        answer = runner.get("/health")
+        said = answer.json()
 
+    assert "x-fal-runner-hints" not in answer.headers, "check 11: this app gives none"
     assert (said["version"], said["weights"], said["status"]) == ("7", "loaded", "ready")
 
 

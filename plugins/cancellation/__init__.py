@@ -28,6 +28,7 @@ import sys
 
 from .anyio_thread import current_scope, joined
 from .call import FLOOR, Call
+from .closing import scrub
 from .edges import edges
 from .fingerprint import Fingerprint
 from .here import checkpoint, shield
@@ -49,6 +50,7 @@ __all__ = [
     "current_scope",
     "install",
     "joined",
+    "scrub",
     "shield",
     "uninstall",
     "unwind",

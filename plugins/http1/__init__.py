@@ -22,6 +22,7 @@ import anyio
 
 from ...schemas.asgi import ASGIApp
 from ...schemas.connection import HandOver
+from ...schemas.health import State
 from ...schemas.service import ServiceView
 from ..hookspecs import hookimpl
 from .connection import Connection, Limits
@@ -39,6 +40,7 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self.known: dict[bytes, Head] = {}
+        self.is_leaving = False
 
     def connect(self, app: ASGIApp, hand_over: HandOver) -> Connection:
         return Connection(app, hand_over, self._limits, self)
@@ -84,4 +86,10 @@ class Server:
 
 @hookimpl
 def connection_protocol(service: ServiceView) -> Server:
-    return Server()
+    server = Server()
+
+    def look(state: State) -> None:
+        server.is_leaving = state is State.DRAINING
+
+    service.health.watch(look)
+    return server

@@ -17,10 +17,10 @@ from typing import Any, Literal, Protocol
 
 import httptools
 import msgspec
-import structlog
 
 from ...schemas.asgi import ASGIApp, RawHeaders
 from ...schemas.connection import HandOver, Shortcuts
+from ..logs import get_logger
 from .exchange import Exchange
 from .heads import WATCHED, Framing, Head, Refused, framing, take_apart
 
@@ -32,7 +32,7 @@ END = b"\r\n\r\n"
 KNOWN_BYTES = 4 * 1024  # a longer head is parsed each time
 KNOWN_HEADS = 512  # then all are forgotten; both numbers are out of the air
 
-log = structlog.get_logger("runner.http1")
+log = get_logger("runner.http1")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +63,7 @@ class Home(Protocol):
     """Where connections are kept."""
 
     known: dict[bytes, Head]  # heads that came before, by their bytes
+    is_leaving: bool  # every answer is the last one of its connection
 
     def enter(self, connection: Connection) -> None: ...
     def leave(self, connection: Connection) -> None: ...
@@ -428,7 +429,7 @@ class Connection(asyncio.Protocol):
 
     def stays_open(self, exchange: Exchange) -> bool:
         """Whether another request may follow: not when the rest of this one is still to come."""
-        return exchange.arrived and not self._winding_up
+        return exchange.arrived and not self._winding_up and not self._home.is_leaving
 
     def answered(self, exchange: Exchange) -> None:
         if exchange.keep_alive and not self._winding_up:

@@ -24,7 +24,6 @@ from uuid import uuid4
 
 import anyio
 import msgspec
-import structlog
 
 from ...schemas.asgi import Message, Scope
 from ...schemas.health import State
@@ -46,20 +45,23 @@ from ...schemas.routes import compiled
 from ...schemas.service import ServiceView
 from ..cancellation import Token
 from ..eventlog import EventLog
+from ..logs import get_logger
 from .line import Line
 from .retries import CRASHES, is_tried_again, may_run_after_crash, pause
 
-log = structlog.get_logger("runner.queue")
+log = get_logger("runner.queue")
 
 RECENT = 1000  # ended jobs that are kept at hand, so that the last polls cost no look into the store
 LOG_LINES = 10_000  # kept of one job
 LINES_AT_HAND = 200  # of an ended job; one with more is looked up in the store
+MOST_EVENTS_PER_SECOND = 10_000  # of one job, in the mean
 PROGRESS_WITHIN = 100  # newest events, among which a status looks for progress
 UNSTORABLE_SECONDS = 1.0  # until the next try at what the store refused
 SWEEP_SECONDS = 60.0
 LET_GO_SECONDS = 3600.0  # for which a result is there that its caller wanted not to be kept (contract 7.7)
 STORING_SECONDS = 5.0  # at the end, for the store to take what is left
 MEMORY = 0.1  # weight of the newest run in the mean that waits are guessed from; a number out of the air
+FAULT = "x-runner-fault"  # on an answer: "fatal" when the process is beyond help
 NOT_KEPT = ("content-length", "date", "x-fal-request-id", "connection", "transfer-encoding")
 
 Cancelled = Literal["OK", "CANCELLATION_REQUESTED", "ALREADY_COMPLETED", "NOT_FOUND"]
@@ -79,10 +81,11 @@ class Live:
         self.timer: asyncio.TimerHandle | None = None  # its start timeout
         self.watchers: set[asyncio.Event] = set()
         self.log: EventLog | None = None  # made when somebody reads it, or when the job is on its way
+        self.start = 0  # of the log's numbers: above those that the log of an earlier process had
 
     def event_log(self) -> EventLog:
         if self.log is None:
-            self.log = EventLog(self.job.id)
+            self.log = EventLog(self.job.id, start=self.start)
             self.log.append("queued")
         return self.log
 
@@ -188,6 +191,7 @@ class Dispatcher:
             if found is None:
                 continue
             live = Live(found)
+            live.start = round(max(0.0, self._clock() - job.submitted) * MOST_EVENTS_PER_SECOND)
             if found.is_over:
                 log.warning("job.lost", request_id=job.id, state=found.state, error=found.error)
                 self._over(live)
@@ -312,7 +316,8 @@ class Dispatcher:
         if live is None or len(live.logs) > LOG_LINES:
             return
         told = line if len(live.logs) < LOG_LINES else f"what comes after {LOG_LINES} lines is not kept"
-        entry = LogLine(message=told, level=stream.upper(), timestamp=iso(when), labels={"fal_request_id": live.job.id})
+        labels = {"fal_request_id": live.job.id, "fal_endpoint": live.job.path}
+        entry = LogLine(message=told, level=stream.upper(), timestamp=iso(when), labels=labels)
         live.logs.append(entry)
         if live.log is not None:
             live.log.append("log", entry)
@@ -393,8 +398,15 @@ class Dispatcher:
                 raise Refused from None
             raise
         trouble: list[Exception] = []
+        noting = asyncio.Lock()
 
         async def begin() -> None:
+            async with noting:
+                if request.token.cancelled:  # the server stops in this very moment
+                    raise RequestCancelled(request.token.reason)
+                await note()
+
+        async def note() -> None:
             try:
                 if not await self._change(live, JobChange(move=JobMove.BEGIN, at=self._clock())):
                     raise Refused
@@ -408,6 +420,8 @@ class Dispatcher:
         live.request = request
         answer = Answer(body)
         await self._service.perform(request, answer.receive, answer.send)
+        async with noting:  # a stop answers at once, also while it is being noted that the work begins
+            pass
         if trouble:
             raise trouble[0]
         if live.job.is_over:  # late or cancelled while it waited for its place
@@ -426,12 +440,20 @@ class Dispatcher:
         elif job.asked:
             change = self._end(JobMove.CANCEL, answer)
         elif answer.status != 499 and is_tried_again(job, answer.status, answer.headers):
+            if answer.headers.get(FAULT) == "fatal":  # the next process has to find out whether it was this job
+                await self._finish(live, self._after_fault(job, answer))
+                return
             wait = pause(max(1, job.attempts))
             log.info("job.retried", request_id=job.id, attempt=job.attempts, status=answer.status, seconds=wait)
             change = JobChange(move=JobMove.RETRY, at=self._clock(), not_before=self._clock() + wait, gateway_id=str(uuid4()))
         else:
             change = self._end(JobMove.CANCEL if answer.status == 499 else JobMove.FAIL, answer)
         await self._finish(live, change)
+
+    def _after_fault(self, job: Job, answer: Answer) -> JobChange:
+        if job.crashes + 1 >= CRASHES:
+            return self._end(JobMove.PARK, answer)
+        return JobChange(move=JobMove.RECOVER, at=self._clock(), gateway_id=str(uuid4()))
 
     async def _miss(self, live: Live) -> None:
         """Its time to begin has passed."""

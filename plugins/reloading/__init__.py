@@ -19,15 +19,14 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from ...schemas.exits import RELOADED
 from ...schemas.problems import ConfigError
 from ...schemas.service import ServiceView
 from ...schemas.settings import Settings
 from ..hookspecs import hookimpl
+from ..logs import get_logger
 
-log = structlog.get_logger("runner.reload")
+log = get_logger("runner.reload")
 
 LOADING_SINCE = time.time_ns()  # this module is imported before the app is
 

@@ -11,16 +11,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 
-import structlog
-
 from ...schemas.exits import RELOADED
 from ...schemas.service import ServiceView
+from ..logs import get_logger
 from . import LOADING_SINCE
 from .editions import Edition
 from .reach import judge
 from .swap import swap
 
-log = structlog.get_logger("runner.reload")
+log = get_logger("runner.reload")
 
 Stamp = tuple[int, int] | None  # nanoseconds since 1970, bytes; None: not there
 QUIET_MILLISECONDS = 50  # without another change, after which a file is taken to be written

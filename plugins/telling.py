@@ -70,8 +70,8 @@ class Teller:
         """`request` is over; it began at `began`, by `time.perf_counter`."""
         place, seconds = request.place, time.perf_counter() - began
         if not request.token.cancelled or place is None:
-            request.place = None  # which knows the request: end the circle
             self._tell(request, outcome, seconds, place, None)
+            request.place = None  # which knows the request: end the circle
             return
 
         async def once_out() -> None:

@@ -42,6 +42,9 @@ soak: setup  ## the slow ones, hours: cancel each loop 1,000 times, race 10,000 
 models-test: .venv-models/.done  ## stock loops of diffusers and transformers stop unchanged
 	.venv-models/bin/python -m pytest -q tests/models/check_models.py
 
+bench: setup  ## us and seven peers side by side, twelve minutes, as one report (apt-get install -y wrk; WRITE=1 keeps it in docs/performance.md)
+	.venv/bin/python bench/report.py $(if $(WRITE),--write)
+
 drain-test:  ## a stop under load on every newer Python at hand (PYTHONS="python3.12 ...")
 	for python in $(PYTHONS); do \
 	  folder=.venv-drain/$$($$python -c 'import platform; print(platform.python_version())'); \
@@ -50,8 +53,6 @@ drain-test:  ## a stop under load on every newer Python at hand (PYTHONS="python
 	  $$folder/bin/python -m pytest -q tests/test_drain.py || exit 1; \
 	done
 
-bench: setup  ## us and six peers side by side, about ten minutes (apt-get install -y wrk)
-	.venv/bin/python bench/peers.py
 
 screenshots: setup  ## pictures of the playground, into docs/ (apt-get install -y chromium)
 	cd tests && ../.venv/bin/python screenshots.py

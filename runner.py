@@ -22,7 +22,7 @@ import os
 import sys
 import time
 import typing
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` to
 from runner.plugins.bodies import (
     Disconnected,
     Stream,
+    has_body,
     lingering,
     read_body,
     refuse_two_framings,
@@ -47,9 +48,11 @@ from runner.plugins.bodies import (
 )
 from runner.plugins.calling import make_call, start_within
 from runner.plugins.cancellation import Token, checkpoint, shield
+from runner.plugins.driving import Drivers
 from runner.plugins.eventlog import EventLog, EventLogs
 from runner.plugins.files import Audio, CompressedFile, Depot, Image
 from runner.plugins.hookspecs import hookimpl
+from runner.plugins.ids import asked_id, new_ids
 from runner.plugins.life import Life
 from runner.plugins.loading import (
     load_app,
@@ -72,7 +75,7 @@ from runner.schemas import names
 from runner.schemas.app import AppSpec, derive_alias, read_options
 from runner.schemas.asgi import Receive, Scope, Send
 from runner.schemas.codec import Codec
-from runner.schemas.connection import SHORTCUTS, ConnectionProtocol
+from runner.schemas.connection import ConnectionProtocol, Shortcuts
 from runner.schemas.declared import (
     check_called,
     check_endpoint,
@@ -304,7 +307,6 @@ def assemble(app: AppSpec, settings: Settings, plugins: Plugins) -> Service:
 
 # --- the service -------------------------------------------------------------------------------
 
-LONGEST_REQUEST_ID = 200
 NEVER_SECONDS = 1e7  # timers take no infinity
 
 
@@ -346,6 +348,7 @@ class Service:
         self.teller = Teller(self.failures.blame)
         self._ids = new_ids()
         self._new_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
+        self._drivers = Drivers(self._stopped, self._over, _outlived)
         self._talks: set[Talk] = set()
 
     @property
@@ -384,9 +387,13 @@ class Service:
         read = fold(self.plugins, "wrap_bind", read, endpoint=endpoint, service=self)
         call = fold(self.plugins, "wrap_call", call, endpoint=endpoint, service=self)
 
-        async def answer(request: Request) -> Response:
+        def answer(request: Request) -> Awaitable[Response]:
             if not self.health.takes_requests:
-                await self.life.admit(start_within(request))
+                return late(request)
+            return call(request, read(request))
+
+        async def late(request: Request) -> Response:
+            await self.life.admit(start_within(request))
             return await call(request, read(request))
 
         return answer
@@ -407,42 +414,63 @@ class Service:
         else:
             await self._socket(scope, receive, send)
 
+    def take(self, exchange: Shortcuts) -> None:
+        """Answer a request of a connection of ours, from its first step on. The driver has its one cancel scope."""
+        request = Request(token=Token(), depot=self.depot, shortcuts=exchange)
+        request.id = asked_id(request) or next(self._ids)
+        reply = Reply(request, exchange.send, self.added_headers, self.settings.ping_seconds)
+        self.running_now.add(request)
+        exchange.task = self._drivers.run(self._answer(request, exchange.receive, reply), request.token, reply)
+
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         request = Request(scope=scope, path=path, token=Token())
-        request.id = _asked_id(request) or next(self._ids)
-        request.shortcuts = scope.get("extensions", {}).get(SHORTCUTS)
+        request.id = asked_id(request) or next(self._ids)
         await self.perform(request, receive, send)
 
     async def perform(self, request: Request, receive: Receive, send: Send) -> None:
         """Answer one request within its one cancel scope, which nobody else opens or owns."""
         request.depot = self.depot
-        began, token = time.perf_counter(), request.token
-        self.enter(request)
         is_job = request.begin is not None  # nobody is at the other end: what is sent is stored
         ping_seconds = NEVER_SECONDS if is_job else self.settings.ping_seconds
         reply = Reply(request, send, () if is_job else self.added_headers, ping_seconds)
         self.running_now.add(request)
         try:
             with self._new_scope() as cancel_scope:
-                token.on_cancel(cancel_scope.cancel)
+                request.token.on_cancel(cancel_scope.cancel)
                 await self._answer(request, receive, reply)
-            if token.cancelled and token.reason != "client_disconnected":
-                await reply.cut_short(stopped_problem(token.reason or ""))
+            await self._stopped(reply)
         finally:
-            self.running_now.ended(request)
-            if request.log is not None and request.begin is None:  # a job may be tried again
-                request.log.append("completed", reply.outcome())
-            self.teller.tell(request, reply, began)
+            self._over(reply)
+
+    async def _stopped(self, reply: Reply) -> None:
+        """What is left to say to the caller of a request that was stopped, out of its scope."""
+        token = reply.request.token
+        if token.cancelled and token.reason != "client_disconnected":
+            await reply.cut_short(stopped_problem(token.reason or ""))
+
+    def _over(self, reply: Reply, error: BaseException | None = None) -> None:
+        request = reply.request
+        self.running_now.ended(request)
+        if request.log is not None and request.begin is None:  # a job may be tried again
+            request.log.append("completed", reply.outcome())
+        self.teller.tell(request, reply, reply.began)
+        if request.shortcuts is not None:
+            request.shortcuts.over(error)
 
     async def _answer(self, request: Request, receive: Receive, reply: Reply) -> None:
         """Find what answers, run it, send what it gives; whatever is raised becomes an answer too."""
         watch: Callable[[], object] | None = None
         body_read = False
+        self.enter(request)
         try:
             is_job = request.begin is not None  # let in when it was submitted, and for endpoints only
-            refuse_two_framings(request)
-            response = None if is_job or request.from_within else self._intercepted(request)
+            if request.shortcuts is None:  # whose connection refuses them
+                refuse_two_framings(request)
+            response = None
+            for look in () if is_job or request.from_within else self.interceptors:
+                if (response := look(request)) is not None:
+                    break
             if response is None:
                 found = self.routes.find(request)
                 if is_job and found.endpoint is None:
@@ -451,7 +479,9 @@ class Service:
                 if found.streams_in:
                     request.stream = Stream(receive, request.scope["headers"], self.settings.max_file_bytes)
                 elif request.method not in ("GET", "HEAD"):
-                    request.body = await self._body(request, receive)
+                    whole = request.shortcuts.take_body() if request.shortcuts is not None else None
+                    limit = self.settings.max_body_bytes
+                    request.body = take_body(whole, request, limit) if whole is not None else await read_body(receive, request, limit)
                     body_read = True
                 if found.endpoint is not None:
                     self.running_now.begins(request, found.endpoint)
@@ -461,28 +491,18 @@ class Service:
                 response = answered if isinstance(answered, Response) else await answered
                 if response.stream is not None and found.endpoint is None:
                     watch = self._watch(request, receive, reply)
-            await reply.send(response)
+            if not reply.send_at_once(response):
+                await reply.send(response)
         except Disconnected:
             request.token.cancel("client_disconnected")
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _from_outside(request):
                 raise
             response = self._failure(request, error)
-            await reply.fail(response if body_read or not _has_body(request) else lingering(response, receive))
+            await reply.fail(response if body_read or not has_body(request) else lingering(response, receive))
         finally:
             if watch is not None:
                 watch()
-
-    def _intercepted(self, request: Request) -> Response | None:
-        for look in self.interceptors:
-            if (response := look(request)) is not None:
-                return response
-        return None
-
-    async def _body(self, request: Request, receive: Receive) -> bytes:
-        whole = request.shortcuts.take_body() if request.shortcuts is not None else None
-        headers, limit = request.scope["headers"], self.settings.max_body_bytes
-        return await read_body(receive, headers, limit) if whole is None else take_body(whole, headers, limit)
 
     def _watch(self, request: Request, receive: Receive, reply: Reply) -> Callable[[], object] | None:
         """Cancel `request` when its client hangs up; return what ends the watch, if somebody must."""
@@ -530,7 +550,7 @@ class Service:
         token = Token()
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         request = Request(scope=scope, path=path, token=token)
-        request.id = _asked_id(request) or next(self._ids)
+        request.id = asked_id(request) or next(self._ids)
         self.enter(request)
         wire = Wire(scope, receive, send, request.id or "")
         self.running_now.add(request)
@@ -575,7 +595,9 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """The app's whole life, and the plugins' around it."""
         self._new_scope = type(anyio.CancelScope())  # the loop's own class, which anyio would look up each time
+        self._drivers.open()
         async with AsyncExitStack() as contexts:
+            contexts.push_async_callback(self._drivers.close)
             await entered(contexts, self.plugins, self)
             log.info("plugins.loaded", plugins=self.plugins.listed(own_version=__version__))
             await contexts.enter_async_context(self.life.lived())
@@ -613,31 +635,9 @@ def problem_text(response: Response) -> str:
     return str(msgspec.json.decode(response.body)["detail"])
 
 
-def _asked_id(request: Request) -> str:
-    """The caller's `x-fal-request-id` if it can be shown; else an empty text."""
-    text = (request.header(b"x-fal-request-id") or b"").decode("latin-1")
-    return text if text.isprintable() and len(text) <= LONGEST_REQUEST_ID else ""
-
-
-VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
-
-
-def new_ids() -> Iterator[str]:
-    """UUIDs of version 4, without end; the randomness of many is fetched at once."""
-    while True:
-        digits = os.urandom(16 * 256).hex()
-        for at in range(0, len(digits), 32):
-            d = digits[at : at + 32]
-            yield f"{d[:8]}-{d[8:12]}-4{d[13:16]}-{VARIANT[d[16]]}{d[17:20]}-{d[20:]}"
-
-
-def _has_body(request: Request) -> bool:
-    """Whether a body was announced that may not have come to its end yet."""
-    if request.stream is not None and request.stream.ended:
-        return False
-    if request.shortcuts is not None and request.shortcuts.take_body() is not None:
-        return False
-    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in request.scope["headers"])
+def _outlived(reply: Reply) -> bool:
+    """Whether threads that the work started run on, in which anyio still looks at its scope."""
+    return bool(getattr(reply.request.place, "children", ()))
 
 
 def _from_outside(request: Request) -> bool:

@@ -6,8 +6,7 @@ disk by all; ours are also hashed and kept under a URL, FastAPI's are dropped wh
 returns. The memory is the greatest growth of the process's own pages (RssAnon) while one file
 passes. Turns alternate, the best of each is shown. Does not show TLS, slow clients or a cold disk.
 
-    python bench/files.py            2 GiB; needs uvicorn, httptools, fastapi and python-multipart
-    python bench/files.py --mib 256 --turns 5
+    python bench/files.py [--mib 2048] [--turns 2] [--json FILE]
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from peers import install
 
 HOUSE = Path(__file__).parent.parent
 MiB = 1024 * 1024
@@ -164,6 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Large files in and out.")
     parser.add_argument("--mib", type=int, default=2048, help="size of the file")
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     mib, size = options.mib, options.mib * MiB
     folder = Path(tempfile.mkdtemp(prefix="bench-files-", dir=HOUSE))
@@ -181,10 +183,10 @@ def main() -> None:
             for _ in range(mib):
                 file.write(BLOCK)
         (folder / "app.py").write_text(APP)
-        (folder / "peers.py").write_text(PEERS)
+        (folder / "starlette_files.py").write_text(PEERS)
         ours, theirs = free_port(), free_port()
         run = [sys.executable, HOUSE / "runner.py", "app.py", "--port", ours, "--data-dir", folder / "data", "--file-seconds", "3600"]
-        with started(run, ours, folder) as runner, started([sys.executable, "peers.py", theirs, big], theirs, folder) as peers:
+        with started(run, ours, folder) as runner, started([install("fastapi") / "python", "starlette_files.py", theirs, big], theirs, folder) as peers:
             _, url = upload_raw(runner, 1)
             path = url.removeprefix(f"http://127.0.0.1:{ours}")
             download(runner, path), download(peers, "/file"), upload_form(runner, 1), upload_form(peers, 1)
@@ -206,6 +208,8 @@ def main() -> None:
     print(f"{'':36}{'MiB/s':>8}{'memory, MiB':>13}")
     for name, (speed, growth) in sorted(best.items()):
         print(f"{name:36}{speed:8.0f}{growth:13.1f}")
+    if options.json:
+        options.json.write_text(json.dumps(best))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import json
 import os
 import platform
 import re
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,8 @@ START_SECONDS = 120  # BentoML's first start on a cold disk takes a while
 INSTALL = {  # what each environment holds; ours is the one that runs this
     "uvicorn": ["uvicorn", "uvloop", "httptools", "msgspec"],
     "hypercorn": ["hypercorn", "uvloop", "msgspec"],
-    "fastapi": ["fastapi", "uvicorn", "uvloop", "httptools"],
+    "fastapi": ["fastapi", "uvicorn", "uvloop", "httptools", "websockets", "python-multipart"],
+    "fal": ["fal", "uvicorn", "uvloop", "httptools"],
     "mosec": ["mosec", "msgspec"],
     "litserve": ["litserve", "uvloop", "httptools"],
     "bentoml": ["bentoml", "uvloop", "httptools"],
@@ -53,6 +55,7 @@ COMMANDS = {  # {bin}: the environment's; {port}
     "uvicorn": ["{bin}/uvicorn", "bare:app", "--port", "{port}", *UVICORN],
     "hypercorn": ["{bin}/hypercorn", "bare:app", "--bind", "127.0.0.1:{port}", "--worker-class", "uvloop"],
     "fastapi": ["{bin}/uvicorn", "fast:app", "--port", "{port}", *UVICORN],
+    "fal": ["{bin}/uvicorn", "fal_app:app", "--port", "{port}", *UVICORN],
     "mosec": ["{bin}/python", "mos.py", "--port", "{port}", "--address", "127.0.0.1", "--log-level", "warning"],
     "litserve": ["{bin}/python", "lit.py", "{port}"],
     "bentoml": ["{bin}/bentoml", "serve", "bento:Peer", "--host", "127.0.0.1", "--port", "{port}"],
@@ -105,9 +108,9 @@ def free_port() -> int:
 class Server:
     """A peer that runs."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int, path: str = "") -> None:
         self.name, self.process, self.port = name, process, port
-        self.paths = PATHS.get(name, BOTH)
+        self.paths = {"": path} if path else PATHS.get(name, BOTH)
 
     def answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
@@ -163,17 +166,24 @@ def _percentile(said: str, percent: int) -> float:
     return float(value) * {"us": 0.001, "ms": 1, "s": 1000, "m": 60_000}[unit]
 
 
+def running(name: str) -> AbstractContextManager[Server]:
+    return started(name, COMMANDS[name])
+
+
 @contextmanager
-def running(name: str) -> Iterator[Server]:
+def started(name: str, command: list[str], path: str = "") -> Iterator[Server]:
+    """The peer `name`, run by `command` beside the files of the peers; `path` is what answers, if not the typed endpoint."""
     port = free_port()
     folder = "" if name.startswith("ours") else str(install(name))
-    command = [part.format(bin=folder, port=port) for part in COMMANDS[name]]
+    command = [part.format(bin=folder, port=port) for part in command]
     (HOUSE / ".bench").mkdir(exist_ok=True)
-    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "BENTOML_DO_NOT_TRACK": "True", "PYTHONWARNINGS": "ignore"}
+    # What pip installs is compiled; so is what is here, from the second start on.
+    written = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = {**written, "RUNNER_DATA_DIR": str(HOUSE / ".bench" / "data"), "PATH": f"{folder}:{os.environ['PATH']}", "BENTOML_DO_NOT_TRACK": "True", "PYTHONWARNINGS": "ignore"}
     with open(HOUSE / ".bench" / f"{name}.log", "wb") as log:
         process = subprocess.Popen(command, cwd=PEERS, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
-            yield Server(name, process, port)
+            yield Server(name, process, port, path)
         finally:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 try:
@@ -181,6 +191,19 @@ def running(name: str) -> Iterator[Server]:
                     process.wait(10)
                 except (ProcessLookupError, subprocess.TimeoutExpired):
                     continue
+
+
+def usable(names: list[str]) -> list[str]:
+    """Those of `names` that are installed, or can be."""
+    found = []
+    for name in names:
+        try:
+            if not name.startswith("ours"):
+                install(name)
+            found.append(name)
+        except subprocess.CalledProcessError:
+            print(f"{name} does not install here and is left out", file=sys.stderr)
+    return found
 
 
 def cold_start(name: str) -> float:
@@ -208,8 +231,12 @@ def measure(names: list[str], rounds: int, seconds: float, connections: list[int
     return loads, memory
 
 
+def medians_of(loads: dict[tuple[str, str, int], list[Load]]) -> dict[tuple[str, str, int], Load]:
+    return {key: Load(*(statistics.median(column) for column in zip(*runs, strict=True))) for key, runs in loads.items()}
+
+
 def show(loads: dict[tuple[str, str, int], list[Load]], starts: dict[str, list[float]], memory: dict[str, float]) -> None:
-    medians = {key: Load(*(statistics.median(column) for column in zip(*runs, strict=True))) for key, runs in loads.items()}
+    medians = medians_of(loads)
     print(f"\n{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}\n")
     for kind in ("async", "sync"):
         for count in sorted({key[2] for key in medians}):
@@ -238,24 +265,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--connections", default="16,64")
     parser.add_argument("--only", default=",".join(name for name in COMMANDS if "," not in name) + ",ours/no-http1")
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed; on Debian: apt-get install wrk")
     names = [name.replace("ours/no-http1", "ours, --no-plugin http1") for name in given.only.split(",")]
-    usable = []
+    names = usable(names)
     for name in names:
-        try:
-            if not name.startswith("ours"):
-                install(name)
-            usable.append(name)
-        except subprocess.CalledProcessError:
-            print(f"{name} does not install here and is left out", file=sys.stderr)
-    starts: dict[str, list[float]] = {name: [] for name in usable}
+        cold_start(name)  # from a warm disk, and compiled
+    starts: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(given.rounds):
-        for name in usable:
+        for name in names:
             starts[name].append(cold_start(name))
-    loads, memory = measure(usable, given.rounds, given.seconds, [int(count) for count in given.connections.split(",")])
+    loads, memory = measure(names, given.rounds, given.seconds, [int(count) for count in given.connections.split(",")])
     show(loads, starts, memory)
+    if given.json:
+        rates = {f"{kind} {count} {name}": load._asdict() for (name, kind, count), load in medians_of(loads).items()}
+        given.json.write_text(json.dumps({"loads": rates, "starts": {n: statistics.median(s) for n, s in starts.items()}, "memory": memory}))
 
 
 if __name__ == "__main__":

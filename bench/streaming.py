@@ -8,12 +8,14 @@ connections; the runner's realtime endpoints decode and encode msgpack on the wa
 echo. Then what an endless stream that nobody reads costs in memory. The generators do no work:
 a model's would show less of the difference.
 
-    python bench/streaming.py            # makes .venv-bench for the peer when it is not there
+    python bench/streaming.py [--json FILE]
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
 import os
 import platform
 import socket
@@ -21,27 +23,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvloop
+from peers import install, versions
 
 BENCH = Path(__file__).parent
-PEER = BENCH.parent / ".venv-bench"
-PEER_PACKAGES = ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0", "websockets==17.4")
 STREAMS = ((1, 5000), (32, 500), (256, 60))  # how many at once, and of how many events
 ROUNDS = 5
 CONNECTIONS, SOCKET_SECONDS = 16, 3.0
 MASKED_FRAME = b"\x82\x84\0\0\0\0\x81\xa1n\x01"  # {"n": 1} in msgpack
-
-
-def peer_python() -> str:
-    if not PEER.is_dir():
-        venv.create(PEER, with_pip=True)
-        subprocess.run([PEER / "bin/python", "-m", "pip", "install", "-q", *PEER_PACKAGES], check=True, capture_output=True)
-    return str(PEER / "bin/python")
 
 
 @contextmanager
@@ -127,16 +120,20 @@ def at(times: list[float], share: float) -> float:
     return times[min(len(times) - 1, int(len(times) * share))] * 1000
 
 
-async def load(name: str, port: int, sockets: tuple[str, ...]) -> None:
+async def load(name: str, port: int, sockets: tuple[str, ...]) -> dict[str, float]:
+    """Rates by what was measured, printed as they come."""
+    rates: dict[str, float] = {}
     for path in ("/sync", "/async"):
         for streams, events in STREAMS:
             rate, first = await measure_streams(port, path, streams, events)
             what = f"SSE {path[1:]} generator, {streams} x {events}"
+            rates[f"{path} {streams}"] = rate
             print(f"{what:34} {name:18} {rate:>9,.0f}/s   first event p50 {at(first, 0.5):6.1f} ms  p99 {at(first, 0.99):6.1f} ms")
     for path in sockets:
         times = await measure_socket(port, path)
-        rate = len(times) / SOCKET_SECONDS
+        rate = rates[path] = len(times) / SOCKET_SECONDS
         print(f"{'WebSocket ' + path[1:] + ', 16 connections':34} {name:18} {rate:>9,.0f}/s   round trip p50 {at(times, 0.5):6.2f} ms  p99 {at(times, 0.99):6.2f} ms")
+    return rates
 
 
 def free_port() -> int:
@@ -146,14 +143,20 @@ def free_port() -> int:
 
 
 def main() -> None:
-    print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}; peer: {', '.join(PEER_PACKAGES)}")
+    parser = argparse.ArgumentParser(description="Streams and sockets beside FastAPI.")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    peer = str(install("fastapi") / "python")
+    print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}; peer: {versions('fastapi')}")
     port = free_port()
-    with server([peer_python(), "-m", "uvicorn", "streams_peer:app", "--port", str(port)], port):
-        uvloop.run(load("FastAPI, uvicorn", port, ("/ws-raw",)))
+    with server([peer, "-m", "uvicorn", "streams_peer:app", "--port", str(port), "--loop", "uvloop", "--http", "httptools"], port):
+        theirs = uvloop.run(load("FastAPI, uvicorn", port, ("/ws-raw",)))
     port = free_port()
     with server([sys.executable, str(BENCH.parent / "runner.py"), "streams_app:Streams", "--port", str(port)], port) as pid:
-        uvloop.run(load("runner", port, ("/ws-raw", "/ws-async", "/ws-sync")))
+        ours = uvloop.run(load("runner", port, ("/ws-raw", "/ws-async", "/ws-sync")))
         print(f"{'an endless stream nobody reads':34} {'runner':18} {unread(port, pid):>9,} KiB")
+    if given.json:
+        given.json.write_text(json.dumps({"ours": ours, "theirs": theirs}))
 
 
 if __name__ == "__main__":

@@ -32,21 +32,21 @@ def refuse_two_framings(request: Request) -> None:
         raise HTTPError(400, "a request has Content-Length or Transfer-Encoding, not both", CLOSE)
 
 
-def take_body(whole: bytes, headers: RawHeaders, limit: int) -> bytes:
+def take_body(whole: bytes, request: Request, limit: int) -> bytes:
     """The same as `read_body` for a body that has arrived already."""
-    decompress = _expected(headers, limit)
+    decompress = _expected(request, limit)
     if len(whole) > limit:
         raise _too_large(limit)
     return decompress(whole) if decompress and whole else whole
 
 
-async def read_body(receive: Receive, headers: RawHeaders, limit: int) -> bytes:
+async def read_body(receive: Receive, request: Request, limit: int) -> bytes:
     """Return the body, at most `limit` bytes before and after decompression.
 
     Raises HTTPError 413 before reading what is announced too large, 415 for an unknown
     content coding, 400 for a broken one, and Disconnected.
     """
-    decompress = _expected(headers, limit)
+    decompress = _expected(request, limit)
     parts: list[bytes] = []
     size, more = 0, True
     while more:
@@ -120,6 +120,15 @@ class _Lingering:
     async def aclose(self) -> None: ...
 
 
+def has_body(request: Request) -> bool:
+    """Whether a body was announced that may not have come to its end yet."""
+    if request.stream is not None and request.stream.ended:
+        return False
+    if request.shortcuts is not None and request.shortcuts.take_body() is not None:
+        return False
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in request.scope["headers"])
+
+
 def _framing(headers: RawHeaders) -> tuple[int, str]:
     """The announced length (0 when none is) and the content coding."""
     length, coding = 0, ""
@@ -131,16 +140,16 @@ def _framing(headers: RawHeaders) -> tuple[int, str]:
     return length, coding
 
 
-def _expected(headers: RawHeaders, limit: int) -> Callable[[bytes], bytes] | None:
+def _expected(request: Request, limit: int) -> Callable[[bytes], bytes] | None:
     """Refuse what is announced too large; return what decompresses the body, if anything must."""
-    length, coding = _framing(headers)
-    if length > limit:
+    length, coding = request.first.get(b"content-length"), request.first.get(b"content-encoding")
+    if length is not None and length.isdigit() and int(length) > limit:
         raise _too_large(limit)
-    return _decompressor(coding, limit) if coding else None
+    return None if coding is None else _decompressor(coding.decode("latin-1").strip().lower(), limit)
 
 
 def _decompressor(coding: str, limit: int) -> Callable[[bytes], bytes] | None:
-    if coding == "identity":
+    if coding in ("", "identity"):
         return None
     if coding in ("gzip", "x-gzip", "deflate"):
         return lambda body: _inflate(body, limit)

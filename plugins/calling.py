@@ -12,6 +12,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import CoroutineType
 from typing import Any
 
 import anyio
@@ -94,21 +95,22 @@ class Steps:
         if isinstance(found, Source):  # its turn comes anew: it changes from a thread to the loop
             place = await self.lane.hold(request, **self._limits(request))
             found = await self._stream_on_loop(found, place, arguments)
-        return as_event(found) if asks_for_events(request) else found
+        return as_event(found) if b"accept" in request.first and asks_for_events(request) else found
 
     async def on_the_loop(self, request: Request, arguments: dict[str, Any]) -> Response:
         """Run an async method while holding a place; a sync iterator that it gives goes on in a thread."""
-        place = await self.lane.hold(request, **self._limits(request))
+        start = start_within(request)
+        place = self.lane.hold_now(request, self.timeout) or await self.lane.hold(request, run_within=self.timeout, start_within=start)
         with place:
             if request.log is not None:
                 request.log.append("started")
             value = self.method(**arguments)
-            if inspect.isawaitable(value):
+            if type(value) is CoroutineType or inspect.isawaitable(value):
                 value = await value
             source = self._source(value, request) if self.may_stream else None
             if source is None:
                 response = self._answered(request, value, arguments)
-                return as_event(response) if asks_for_events(request) else response
+                return as_event(response) if b"accept" in request.first and asks_for_events(request) else response
             if source.is_async:
                 place.kept = True
                 return await self._stream_on_loop(source, place, arguments)
@@ -206,7 +208,7 @@ def make_answer(endpoint: Endpoint, codec: Codec) -> Callable[[Any, dict[str, An
 def start_within(request: Request) -> float | None:
     """Seconds in which the work must begin, if the caller says so (contract 7.7)."""
     for name in START_TIMEOUTS:
-        if (value := request.header(name)) is not None:
+        if (value := request.first.get(name)) is not None:
             return _seconds(name, value)
     return None
 

@@ -46,7 +46,7 @@ def response_headers(service: ServiceView) -> Callable[[Request], RawHeaders]:
 
 def allowed(request: Request) -> RawHeaders:
     """What lets the page that asked read the answer; nothing for callers that are no browsers."""
-    origin = request.header(b"origin")
+    origin = request.first.get(b"origin")
     if origin is None:
         return []
     return [

@@ -29,7 +29,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -75,6 +75,7 @@ class Job:
     on_stop: Callable[[], None] | None = None
     on_end: Callable[[BaseException | None], None] | None = None  # told of the error, if any
     context: contextvars.Context | None = None
+    future: asyncio.Future[Any] = None  # type: ignore[assignment] # made by `enter`
     kept = False  # somebody else gives the place back
     _timer: asyncio.TimerHandle | None = None
 
@@ -84,18 +85,21 @@ class Job:
         self.parent = request.token
         self.token = Token()  # its own: a scope inside the request may end this work alone
         if work is None:
-            self.call = cast(Call, _OnLoop())
+            self.call = cast(Call, _OnLoop("returned"))
         else:
             self.call = Call(self.token, current_scope())
             self.context = contextvars.copy_context()
-        self._loop = lane.loop
-        self.future: asyncio.Future[Any] = lane.loop.create_future()
         self.asked = time.perf_counter()
 
     @property
     def is_queued(self) -> bool:
         """Whether it waits in the second line."""
         return self.request.begin is not None and not self.alone
+
+    @property
+    def children(self) -> Collection[Call]:
+        """Threads that the work started and that run on."""
+        return self.call.children
 
     @property
     def waited(self) -> float:
@@ -124,19 +128,23 @@ class Job:
             self.lane.release(self, error)
 
     def enter(self, run_within: float | None, start_within: float | None) -> None:
+        self.future = self.lane.loop.create_future()
         if self.alone:
             start_within = ALONE_SECONDS
         self.parent.on_cancel(self.follow)
         self.request.place = self
         if start_within is not None or run_within is not None:
             run, start_by = run_within or math.inf, self.asked + (start_within or math.inf)
-            self._timer = self._loop.call_later(min(run, start_within or math.inf), self._time_may_be_up, run, start_by)
+            self._timer = self.lane.loop.call_later(min(run, start_within or math.inf), self._time_may_be_up, run, start_by)
         try:
             self.lane._enter(self, start_within)
         except BaseException:
             self.leave()
             self.future.cancel()
             raise
+
+    def end_within(self, seconds: float) -> None:
+        self._timer = self.lane.loop.call_later(seconds, self._time_may_be_up, seconds, math.inf)
 
     def leave(self) -> None:
         """No deadline and no cancel of the request reaches this job any more."""
@@ -169,11 +177,11 @@ class Job:
             self.call.layer = "waiting"
             self.future.set_exception(Crowded() if self.alone else start_timeout())
         elif self.progress == "waiting":
-            self._timer = self._loop.call_later(min(run_within, start_by - now), self._time_may_be_up, run_within, start_by)
+            self._timer = self.lane.loop.call_later(min(run_within, start_by - now), self._time_may_be_up, run_within, start_by)
         elif self.progress == "running" and now >= self.began + run_within:
             self.parent.cancel("request_timeout")
         elif self.progress == "running" and run_within < math.inf:
-            self._timer = self._loop.call_later(self.began + run_within - now, self._time_may_be_up, run_within, start_by)
+            self._timer = self.lane.loop.call_later(self.began + run_within - now, self._time_may_be_up, run_within, start_by)
 
     def hand_over(self, result: Any) -> None:
         """In the thread: give `result` to whoever waits, and go on; the place stays taken."""
@@ -221,10 +229,37 @@ class Job:
 class _OnLoop:
     """What a `Call` tells of work in a thread, for work on the loop: only how a cancel went."""
 
-    layer = "returned"
     swallowed = 0
     error = None
+    children = ()
     peak_bytes = None
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+
+
+class Held(Job):
+    """The stay of a request that found a place free, and works on the loop: its own scope stops it."""
+
+    work = None
+    alone = False
+    call = cast(Call, _OnLoop("scope"))
+    progress = "running"
+
+    def __init__(self, lane: Lane, request: Request) -> None:
+        self.lane, self.request = lane, request
+        self.parent = request.token
+        self.token = cast(Token, request.token)
+        self.asked = self.began = time.perf_counter()
+
+    def leave(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.parent.cancelled:
+            self.token = NOBODY  # whoever cancels the request now does not stop this work
+
+
+NOBODY = Token()
 
 
 class Lane:
@@ -288,6 +323,19 @@ class Lane:
         except asyncio.CancelledError:
             job.stop("abandoned")
             raise
+
+    def hold_now(self, request: Request, run_within: float | None) -> Job | None:
+        """The same as `hold` where a place is free; None where the request has to wait for it."""
+        if self.ghosts >= self.places or request.begin is not None or request.alone:
+            return None
+        with self._lock:
+            if self._shut or self._is_alone or self._alones or self._running >= self.places:
+                return None
+            self._running += 1
+        request.place = job = Held(self, request)
+        if run_within is not None:
+            job.end_within(run_within)
+        return job
 
     async def hold(self, request: Request, *, run_within: float | None = None, start_within: float | None = None) -> Job:
         """Take a place for work on the event loop. Whoever gets it owes a `release`."""

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,9 +47,27 @@ def start_spawned_children_with(file: str) -> None:
 
 
 def offer(modules: Mapping[str, ModuleType]) -> None:
-    """Let the app import these, unless a package of that name is installed."""
+    """Let the app import these, unless a package of that name is installed. None is made before it is asked for."""
     absent = {root for name in modules if (root := name.partition(".")[0]) not in sys.modules and importlib.util.find_spec(root) is None}
-    sys.modules.update({name: module for name, module in modules.items() if name.partition(".")[0] in absent})
+    sys.meta_path.append(_Offer(modules, absent))
+
+
+class _Offer:
+    """Finds modules that need no file. With the first one its whole package is there, as if all were imported."""
+
+    def __init__(self, modules: Mapping[str, ModuleType], roots: set[str]) -> None:
+        self._modules, self._roots = modules, roots
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        known = name.partition(".")[0] in self._roots and name in self._modules
+        return ModuleSpec(name, self) if known else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._modules[spec.name]
+
+    def exec_module(self, module: ModuleType) -> None:
+        root = module.__name__.partition(".")[0]
+        sys.modules.update({name: made for name, made in self._modules.items() if name.partition(".")[0] == root})
 
 
 def load_app(target: str, describe: Describe) -> AppSpec:

@@ -9,6 +9,7 @@ success. (Hypercorn 0.18 cannot break off a stream of HTTP/2: there the end is c
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,39 +33,52 @@ PING = b": ping\n\n"
 class Reply:
     """What was sent of one answer so far. Owned by the request's task."""
 
+    # Most of it differs in few requests: an object has an attribute once it does.
+    endpoint: Endpoint | None = None
+    route = ""  # of a plugin, as declared
+    status = 0  # 0: no head was sent
+    bytes_out = 0
+    error_type: str | None = None
+    ended = False  # its last part is on its way: who hangs up now misses nothing
+    items: int | None = None  # of a stream of events
+    why: str | None = None  # it ended; told of sockets only
+    body = b""  # of the error that ended it
+    _streams_events = False
+    _at_boundary = True  # the last part ended an event
+    _sending = False
+    _parts = 0
+    _pinging: asyncio.Task[None] | None = None
+
     def __init__(self, request: Request, send: Send, added: tuple[AddHeaders, ...], ping_seconds: float = 15) -> None:
-        self._request, self._send, self._added, self._ping_seconds = request, send, added, ping_seconds
-        self.endpoint: Endpoint | None = None
-        self.route = ""  # of a plugin, as declared
-        self.status = 0  # 0: no head was sent
-        self.bytes_out = 0
-        self.error_type: str | None = None
-        self.ended = False  # its last part is on its way: who hangs up now misses nothing
-        self.items: int | None = None  # of a stream of events
-        self.why: str | None = None  # it ended; told of sockets only
-        self.body = b""  # of the error that ended it
-        self._streams_events = False
-        self._at_boundary = True  # the last part ended an event
-        self._sending = False
-        self._parts = 0
-        self._pinging: asyncio.Task[None] | None = None
+        self.request, self._send, self._added, self._ping_seconds = request, send, added, ping_seconds
+        self.began = time.perf_counter()
         self._foreign_headers: RawHeaders = []  # that we add to a Starlette Response
+
+    def send_at_once(self, response: Response) -> bool:
+        """Send a whole `response` without waiting, where that can be; return whether it could."""
+        shortcuts = self.request.shortcuts
+        if shortcuts is None or response.stream is not None or response.after is not None or type(response) is not Response:
+            return False
+        request, body, added = self.request, response.body, self._added_headers()
+        is_head = request.method == "HEAD"
+        self.bytes_out, self.ended = 0 if is_head else len(body), True
+        if response.status == 200 and response.media_type is JSON and not (added or response.headers or is_head):
+            self.status = 200
+            shortcuts.answer_json((request.id or "").encode("latin-1"), body)
+        else:
+            shortcuts.answer(response.status, self._headers(response, len(body)) + added, b"" if is_head else body)
+        return True
 
     async def send(self, response: Response) -> None:
         """Send all of `response`, then do what it leaves to be done after it."""
         try:
             if isinstance(response, ForeignResponse):
                 self._foreign_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
-                await response.app(self._request.scope, _nothing, self._foreign)
+                await response.app(self.request.scope, _nothing, self._foreign)
             elif response.stream is None:
-                body = b"" if self._request.method == "HEAD" else response.body
-                if (shortcuts := self._request.shortcuts) is not None:
-                    headers = self._headers(response, len(response.body))
-                    self.bytes_out, self.ended = len(body), True
-                    shortcuts.answer(response.status, headers, body)
-                else:
-                    await self._head(response, len(response.body))
-                    await self._part(body, False)
+                body = b"" if self.request.method == "HEAD" else response.body
+                await self._head(response, len(response.body))
+                await self._part(body, False)
             else:
                 await self._stream(response, response.stream)
         finally:
@@ -78,10 +92,10 @@ class Reply:
     async def _stream(self, response: Response, stream: Stream) -> None:
         self._streams_events = (response.media_type or "").startswith(EVENTS)
         await self._head(response, None)
-        if self._request.method == "HEAD":
+        if self.request.method == "HEAD":
             return await self._part(b"", False)
         if self._streams_events:
-            self._request.streams = True
+            self.request.streams = True
             with self._pings():
                 async for part in stream:
                     self._at_boundary = part.endswith(b"\n\n")
@@ -132,18 +146,21 @@ class Reply:
         part = error_event(response) if self._streams_events else b""
         if part and not self._at_boundary:
             part = b"\n\n" + part
-        await self._part(part, not self._request.scope.get("http_version", "1.1").startswith("2"))
+        await self._part(part, not self.request.scope.get("http_version", "1.1").startswith("2"))
 
     def outcome(self) -> dict[str, Any]:
         """How it ended, for the event log: the status and, of an error, the body."""
         return {"status": self.status or 499, **(error_body(self.body, self.error_type) if self.body else {})}
 
     async def _head(self, response: Response, length: int | None) -> None:
-        headers = self._headers(response, length)
+        added = self._added_headers()
+        headers = self._headers(response, length) + added
         await self._send({"type": "http.response.start", "status": response.status, "headers": headers})
 
     def _headers(self, response: Response, length: int | None) -> RawHeaders:
-        request = self._request
+        request = self.request
+        self.status = response.status
+        self.error_type = response.headers.get("x-fal-error-type")
         headers: RawHeaders = [(b"x-fal-request-id", (request.id or "").encode("latin-1"))]
         if response.media_type == JSON:
             headers.append(JSON_TYPE)
@@ -153,19 +170,19 @@ class Reply:
             headers.append((b"content-length", b"%d" % length))
         for name, value in response.headers.items():
             headers.append((name.encode("latin-1"), value.encode("latin-1")))
-        self._add_headers(headers)
-        self.status = response.status
-        self.error_type = response.headers.get("x-fal-error-type")
         return headers
 
-    def _add_headers(self, headers: RawHeaders) -> None:
-        """Add what plugins add. One that fails is left out of the answer that says so."""
+    def _added_headers(self) -> RawHeaders:
+        """Those of plugins, asked once for each answer. One that fails is left out of the answer that says so."""
+        headers: RawHeaders = []
         for added in self._added:
             try:
-                headers += added(self._request)
+                if more := added(self.request):
+                    headers += more
             except Exception:
                 self._added = tuple(other for other in self._added if other is not added)
                 raise
+        return headers
 
     async def _part(self, part: bytes, more: bool) -> None:
         self.bytes_out += len(part)
@@ -175,8 +192,8 @@ class Reply:
     async def _foreign(self, message: Message) -> None:
         """Messages of a Starlette Response on their way out."""
         if message["type"] == "http.response.start":
-            headers = [*message.get("headers", ()), *self._foreign_headers, (b"x-fal-request-id", (self._request.id or "").encode("latin-1"))]
-            self._add_headers(headers)
+            added = self._added_headers()
+            headers = [*message.get("headers", ()), *self._foreign_headers, (b"x-fal-request-id", (self.request.id or "").encode("latin-1")), *added]
             self.status = message["status"]
             message = {**message, "headers": headers}
         else:

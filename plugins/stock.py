@@ -13,6 +13,7 @@ from typing import Any, cast
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.protocol import ws_stream
 from hypercorn.utils import wrap_app
 
@@ -38,6 +39,23 @@ class Replayed:
         return await self._reader.read(size)
 
 
+class Connection(TCPServer):
+    """One connection, which ends when its client leaves: hypercorn's own goes on to wait for the end of its idle time."""
+
+    left = False
+
+    async def _read_data(self) -> None:
+        try:
+            await super()._read_data()
+        finally:
+            self.left = True
+            await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self.left and isinstance(event, Updated)):  # which would begin another idle time
+            await super().protocol_send(event)
+
+
 class Stock:
     """Hypercorn, set up for one server."""
 
@@ -61,7 +79,7 @@ class Stock:
     async def serve(self, data: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection, of which `data` was read already."""
         loop, replayed = asyncio.get_running_loop(), cast(Any, Replayed(data, reader))
-        await TCPServer(self._app, loop, self._config, self._context, {}, replayed, writer)
+        await Connection(self._app, loop, self._config, self._context, {}, replayed, writer)
 
     async def end(self) -> None:
         """Let idle connections close."""

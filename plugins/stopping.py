@@ -9,7 +9,6 @@ Without one the cancel is at once. Deadlines need no kindness and cancel the req
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from .logs import get_logger
 log = get_logger("runner.stopping")
 
 CANCEL = "/cancel"
-REMEMBERED = 10_000  # ids of finished requests, so that a late cancel is told so; a number out of the air
+REMEMBERED = 5_000  # ids of finished requests at least, so that a late cancel is told so; a number out of the air
 GRACE_SECONDS = 5.0  # for an author's own cancel endpoint to do its work
 
 Outcome = Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED", "NOT_FOUND"]
@@ -46,7 +45,8 @@ class Running:
         self._readers: dict[Request, Callable[[], object]] = {}  # that only tell of others, and what ends each
         self._is_ending = False
         self._by_id: dict[str, Request] = {}
-        self._finished: OrderedDict[str, None] = OrderedDict()
+        self._finished: set[str] = set()  # of late
+        self._before: set[str] = set()  # and before that; they are forgotten all at once
         self._tasks: set[asyncio.Task[None]] = set()
         self._none: anyio.Event | None = None  # made by whoever waits for it
 
@@ -79,9 +79,9 @@ class Running:
         self._readers.pop(request, None)
         if endpoint is not None and request.id is not None and self._by_id.get(request.id) is request:
             del self._by_id[request.id]
-            self._finished[request.id] = None
-            if len(self._finished) > REMEMBERED:
-                self._finished.popitem(last=False)
+            self._finished.add(request.id)
+            if len(self._finished) >= REMEMBERED:
+                self._before, self._finished = self._finished, set()
         self._look()
 
     def _look(self) -> None:
@@ -107,7 +107,7 @@ class Running:
         if (request := self._by_id.get(request_id)) is not None:
             self.stop(request, "client_cancelled")
             return "CANCELLATION_REQUESTED"
-        return "ALREADY_COMPLETED" if request_id in self._finished else "NOT_FOUND"
+        return "ALREADY_COMPLETED" if request_id in self._finished or request_id in self._before else "NOT_FOUND"
 
     def stop(self, request: Request, reason: str) -> None:
         """Stop `request`: by its author's cancel endpoint if there is one, then by its token."""

@@ -123,11 +123,7 @@ def asks_for_events(request: Request) -> bool:
 
 
 def _accept(request: Request) -> bytes:
-    for name, value in request.scope.get("headers", ()):
-        if name == b"accept":
-            accept: bytes = value
-            return accept
-    return b""
+    return request.header(b"accept") or b""
 
 
 def as_event(response: Response) -> Response:

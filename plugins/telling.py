@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -73,20 +73,20 @@ class Teller:
         """`request` is over; it began at `began`, by `time.perf_counter`."""
         place, seconds = request.place, time.perf_counter() - began
         if not request.token.cancelled or place is None:
-            self._tell(request, outcome, seconds, None)
+            self._tell(request, outcome, seconds, place, None)
+            request.place = None  # which knows the request: end the circle
             return
 
         async def once_out() -> None:
-            self._tell(request, outcome, seconds, await place.stopped())
+            self._tell(request, outcome, seconds, place, await place.stopped())
 
         task = asyncio.get_running_loop().create_task(once_out())
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
 
-    def _tell(self, request: Request, outcome: Outcome, seconds: float, stopped: Stopped | None) -> None:
-        client, place = request.scope.get("client"), request.place
-        is_socket = request.scope.get("type") == "websocket"  # which always ends by somebody's leaving
-        gone = not is_socket and request.token.reason == "client_disconnected"
+    def _tell(self, request: Request, outcome: Outcome, seconds: float, place: Any, stopped: Stopped | None) -> None:
+        # A socket, which has no method, always ends by somebody's leaving.
+        gone = request.token.reason == "client_disconnected" and request.method is not None
         finished = Finished(
             request_id=request.id or "",
             method=request.method or "WS",
@@ -97,7 +97,7 @@ class Teller:
             seconds=seconds,
             waited=place.waited if place is not None else 0.0,
             bytes_out=outcome.bytes_out,
-            client=client[0] if client else None,
+            client=request.client,
             error_type="client_disconnected" if gone else outcome.error_type,
             stopped=stopped,
             items=outcome.items,

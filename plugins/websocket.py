@@ -12,13 +12,14 @@ import asyncio
 import base64
 import hashlib
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
-
-import h11
 
 from ..schemas.asgi import ASGIApp, Message, RawHeaders, Scope
 from .logs import get_logger
+
+if TYPE_CHECKING:
+    import h11
 
 log = get_logger("runner.websocket")
 
@@ -145,6 +146,8 @@ def may_be_handshake(data: bytes) -> bool:
 
 def read_handshake(data: bytes) -> tuple[h11.Request, bytes] | None:
     """The request that asks for a WebSocket, and what came after it; None when it is something else."""
+    import h11  # here, as few servers have sockets
+
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(data)
     try:

@@ -16,7 +16,7 @@ OutputStream = Literal["stdout", "stderr", "debug", "info", "warn", "error"]  # 
 OnOutput = Callable[[str | None, OutputStream, str, float], None]  # request id, stream, line, Unix time
 
 
-class Stopped(msgspec.Struct, frozen=True, kw_only=True):
+class Stopped(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How a cancel went: who asked, which layer stopped the work, and how long that took."""
 
     reason: str  # client_disconnected, client_cancelled, request_timeout, draining, abandoned
@@ -25,7 +25,7 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
     swallowed: int = 0  # times the author's code caught the cancel and went on
 
 
-class Finished(msgspec.Struct, frozen=True, kw_only=True):
+class Finished(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request, over: what the access log, the metrics and the traces are made of."""
 
     request_id: str

@@ -58,6 +58,22 @@ class Request:
     `RequestContext` (`request_id`, `endpoint`, `lifecycle_preference`, `headers`).
     """
 
+    # Most of it differs in few requests: an object has an attribute once it does.
+    path_parameters: Mapping[str, str] = {}
+    place: Any = None  # in the lane, while an endpoint runs for this request
+    stream: BodyStream | None = None  # the body, for a route that reads it part by part
+    # Set for a job of the queue, which waits in a line of its own: notes for good that the work
+    # begins. Asked once the job has its place; the work waits for it, and does not begin if it raises.
+    begin: Callable[[], Awaitable[None]] | None = None
+    from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
+    log: Any = None  # its EventLog, for requests that keep one
+    shortcuts: Shortcuts | None = None  # past ASGI, when a protocol of ours has it on a connection
+    alone = False  # it begins once nobody else runs, and nobody else begins before it is through
+    trace: Trace | None = None  # set as the request is entered, by the plugin that traces
+    quiet = False  # one of many that only look: its access line is for debugging
+    streams = False  # a stream of events is on its way out
+    _headers: dict[str, str] | None = None
+
     def __init__(
         self,
         id: str | None = None,
@@ -67,29 +83,33 @@ class Request:
         body: bytes = b"",
         token: Cancellable | None = None,
         depot: FileDepot | None = None,
+        shortcuts: Shortcuts | None = None,
     ) -> None:
         self.id = id
-        self.scope: Scope = scope if scope is not None else {}
-        self.method: str | None = self.scope.get("method")
-        self.path = path
         self.body = body
-        self.path_parameters: Mapping[str, str] = {}
         self.token: Cancellable = token or Never()
-        self.place: Any = None  # in the lane, while an endpoint runs for this request
         self.depot = depot  # of its service: where its Files are fetched and kept
-        self.stream: BodyStream | None = None  # the body, for a route that reads it part by part
-        # Set for a job of the queue, which waits in a line of its own: notes for good that the
-        # work begins. Asked once the job has its place; the work waits for it, and does not begin
-        # if it raises.
-        self.begin: Callable[[], Awaitable[None]] | None = None
-        self.alone = False  # it begins once nobody else runs, and nobody else begins before it is through
-        self.from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
-        self.quiet = False  # one of many that only look: its access line is for debugging
-        self.trace: Trace | None = None  # set as the request is entered, by the plugin that traces
-        self.log: Any = None  # its EventLog, for requests that keep one
-        self.streams = False  # a stream of events is on its way out
-        self.shortcuts: Shortcuts | None = None  # past ASGI, when a protocol of ours has it on a connection
-        self._first: dict[bytes, bytes] | None = None
+        self.method: str | None
+        if shortcuts is None:
+            self.scope = scope if scope is not None else {}
+            self.path = path
+            self.method = self.scope.get("method")
+        else:
+            self.shortcuts = shortcuts
+            self.path, self.method = shortcuts.path, shortcuts.method
+            self.first = shortcuts.first_headers
+
+    @cached_property
+    def scope(self) -> Scope:
+        """The request as ASGI has it; made when first asked for."""
+        assert self.shortcuts is not None
+        return self.shortcuts.scope
+
+    @property
+    def client(self) -> str | None:
+        """The address of who called."""
+        client = self.shortcuts.client if self.shortcuts is not None else self.scope.get("client")
+        return client[0] if client else None
 
     def send_on(self, path: str, query: str) -> None:
         """Let another path of this server answer. For interceptors: nothing is routed yet."""
@@ -102,15 +122,28 @@ class Request:
     def request_id(self) -> str | None:
         return self.id
 
-    def header(self, name: bytes) -> bytes | None:
-        """The first header of this name, in lower case, as it was sent: the quick way to one of them."""
-        if self._first is None:
-            self._first = dict(reversed([*self.scope.get("headers", ())]))
-        return self._first.get(name)
-
     @cached_property
+    def first(self) -> Mapping[bytes, bytes]:
+        """The first header of each name, as it was sent: the quick way to one of them."""
+        return dict(reversed([*self.scope.get("headers", ())]))
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of this name, in lower case, as it was sent."""
+        return self.first.get(name)
+
+    @property
     def headers(self) -> dict[str, str]:
         """Names in lower case. Repeated headers are joined by a comma (RFC 9110, 5.3)."""
+        if self._headers is None:
+            self._headers = self._joined_headers()
+        return self._headers
+
+    @property
+    def headers_were_read(self) -> bool:
+        """Whether anybody has seen `headers`, and may have changed them."""
+        return self._headers is not None
+
+    def _joined_headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}
         for raw_name, raw_value in self.scope.get("headers", ()):
             name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")

@@ -33,6 +33,7 @@ from runner.plugins.fal import (
     response_headers,
 )
 from runner.plugins.fal.errors import catch_gpu_exceptions, print_traceback
+from runner.plugins.fal.imported import when_imported
 from runner.plugins.types import type_codec
 from runner.schemas.app import derive_alias
 from runner.schemas.health import Health, State
@@ -310,10 +311,14 @@ def test_asking_for_a_model_without_pydantic_says_what_to_install(
         exec("from fal.toolkit import FalBaseModel", {})
 
 
+def test_the_names_of_the_fal_modules_are_known_before_they_are_made(fal: ModuleType) -> None:
+    assert {name for name in sys.modules if name.partition(".")[0] == "fal"} == set(fal_plugin.MODULES)
+
+
 def test_the_fal_module_does_not_import_pydantic_by_itself() -> None:
     program = (
         "import sys, runner, runner.plugins.fal as f;"
-        "f.provide_modules({'App': runner.App, 'HealthCheck': runner.HealthCheck});"
+        "dict(f.provide_modules({'App': runner.App, 'HealthCheck': runner.HealthCheck}));"
         "print([m for m in ('pydantic', 'fastapi', 'fal', 'fal_client') if m in sys.modules])"
     )
 
@@ -620,6 +625,21 @@ async def test_calls_of_fal_client_made_inside_an_app_know_the_app(monkeypatch: 
 
     async with lifespan(service=SimpleNamespace(health=Health(), instance=app)):
         assert client.getter() is app
+
+
+def test_fal_client_knows_the_app_when_the_app_imports_it_later_and_is_not_imported_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contract 1.4."""
+    (tmp_path / "late_client.py").write_text("def set_get_current_app(getter):\n    globals()['getter'] = getter\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    told: list[ModuleType] = []
+
+    forget = when_imported("late_client", told.append)
+    assert "late_client" not in sys.modules
+    client = importlib.import_module("late_client")
+    forget()
+
+    assert told == [client]
+    assert sys.modules.pop("late_client") is client
 
 
 # toolkit

@@ -463,19 +463,23 @@ def curl(*arguments: Any) -> str:
 
 
 def test_over_tls_alpn_chooses_and_both_versions_are_served(tmp_path: Path, certificate: Path) -> None:
+    """Behaviour 52."""
     with serving(written(tmp_path, APP), "--tls-cert", str(certificate / "cert.pem"), "--tls-key", str(certificate / "key.pem")) as served:
         port = served.port
         asked = ("-X", "POST", "--cacert", certificate / "cert.pem", "-w", " %{http_version}", f"https://localhost:{port}/?name=x")
         answers = [curl("--http2", *asked), curl("--http1.1", *asked)]
+        stream = curl("--http2", "-X", "POST", "--cacert", certificate / "cert.pem", f"https://localhost:{port}/stream")
         trusted = ssl.create_default_context(cafile=certificate / "cert.pem")
         with httpx.Client(verify=trusted, trust_env=False) as client:
             statuses = {client.post(f"https://localhost:{port}/").status_code for _ in range(3)}
 
     assert answers == ['"x" 2', '"x" 1.1']
+    assert stream.count("data: ") == 3
     assert statuses == {200}
 
 
 def test_http_2_in_the_clear_by_prior_knowledge_and_by_upgrade_serves_endpoints_and_streams(tmp_path: Path) -> None:
+    """Behaviour 52."""
     with serving(written(tmp_path, APP)) as served:
         known = curl("--http2-prior-knowledge", "-X", "POST", "-w", " %{http_version}", f"{served.url}/?name=x")
         stream = curl("--http2-prior-knowledge", "-X", "POST", f"{served.url}/stream")
@@ -486,3 +490,18 @@ def test_http_2_in_the_clear_by_prior_knowledge_and_by_upgrade_serves_endpoints_
     assert stream.count("data: ") == 3
     assert upgraded == " 2"
     assert with_body == '"y"'
+
+
+def test_a_client_of_http_2_that_leaves_leaves_no_connection_open(tmp_path: Path) -> None:
+    with serving(written(tmp_path, APP)) as served, served.client() as client:
+        descriptors = Path(f"/proc/{served.process.pid}/fd")
+        client.get("/health/live")
+        before = len(list(descriptors.iterdir()))
+        for _ in range(5):
+            curl("--http2-prior-knowledge", "-X", "POST", f"{served.url}/")
+        asked = 0
+        while len(list(descriptors.iterdir())) > before and asked < 500:  # the last one may still be closing
+            asked += client.get("/health/live").is_success
+        after = len(list(descriptors.iterdir()))
+
+    assert after <= before

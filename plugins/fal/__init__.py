@@ -8,12 +8,12 @@ them (`errors.py`). What fal's platform does around a runner, deploying and scal
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -23,9 +23,8 @@ from ...schemas.request import Request
 from ...schemas.response import Response
 from ...schemas.service import Mount, ServiceView
 from ..hookspecs import hookimpl
-from .errors import answer_to
+from .imported import when_imported
 from .installed import describe_fal_app
-from .modules import build_modules
 from .proxy import make_proxy
 from .repositories import own_repositories
 
@@ -35,12 +34,42 @@ log = logging.getLogger("runner.fal")
 
 HINTS = b"x-fal-runner-hints"
 CDN_TOKEN = "x-fal-cdn-token"
+MODULES = (
+    "fal", "fal.api", "fal.app", "fal.container", "fal.exceptions", "fal.realtime", "fal.ref", "fal.sdk",
+    "fal.toolkit", "fal.toolkit.audio", "fal.toolkit.audio.audio", "fal.toolkit.constraints", "fal.toolkit.exceptions",
+    "fal.toolkit.file", "fal.toolkit.file.file", "fal.toolkit.file.types", "fal.toolkit.image", "fal.toolkit.image.image",
+    "fal.toolkit.pydantic", "fal.toolkit.types", "fal.toolkit.utils", "fal.toolkit.utils.download_utils",
+    "fal.toolkit.utils.endpoint", "fal.toolkit.video", "fal.toolkit.video.video",
+)  # fmt: skip
+serving: dict[str, Any] = {"app": None}  # of this process, for a `fal.ref` that is made later
 RUNNER_STATES = {State.READY: "RUNNING", State.DRAINING: "TERMINATING", State.FAILED: "TERMINATING"}
 
 
 @hookimpl
 def provide_modules(names: Mapping[str, Any]) -> Mapping[str, ModuleType]:
-    return build_modules(names)
+    return Offered(names)
+
+
+class Offered(Mapping[str, ModuleType]):
+    """The modules by name, none of which is made before one is asked for: most apps ask for none."""
+
+    def __init__(self, names: Mapping[str, Any]) -> None:
+        self._names = names
+
+    @cached_property
+    def _made(self) -> dict[str, ModuleType]:
+        made = importlib.import_module(".modules", __package__).build_modules(self._names)
+        made["fal.ref"].current_app = serving["app"]
+        return made  # type: ignore[no-any-return]
+
+    def __getitem__(self, name: str) -> ModuleType:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(MODULES)
+
+    def __len__(self) -> int:
+        return len(MODULES)
 
 
 @hookimpl
@@ -50,7 +79,11 @@ def describe_app(target: type) -> AppSpec | None:
 
 @hookimpl
 def map_error(service: ServiceView) -> Callable[[BaseException], Response | None]:
-    return answer_to
+    def answer(error: BaseException) -> Response | None:
+        answer_to: Callable[[BaseException], Response | None] = importlib.import_module(".errors", __package__).answer_to
+        return answer_to(error)
+
+    return answer
 
 
 @hookimpl
@@ -91,6 +124,8 @@ def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[byt
             return []
 
     def headers(request: Request) -> list[tuple[bytes, bytes]]:
+        if gives_none and not request.headers_were_read:
+            return []
         return hints(request) + _new_cdn_token(request)
 
     return headers
@@ -98,7 +133,7 @@ def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[byt
 
 def _new_cdn_token(request: Request) -> list[tuple[bytes, bytes]]:
     """The token that the endpoint wrote into its request's headers, for the caller to go on with (contract 1.4)."""
-    if "headers" not in vars(request):  # nobody has looked at them
+    if not request.headers_were_read:
         return []
     token = request.headers.get(CDN_TOKEN, "")
     sent = dict(request.scope.get("headers", ())).get(CDN_TOKEN.encode(), b"").decode("latin-1")
@@ -128,15 +163,21 @@ async def _current(service: ServiceView) -> AsyncIterator[None]:
     os.environ["FAL_RUNNER_STATE"] = "SETUP"
     service.health.watch(state_is)
     ref: Any = sys.modules.get("fal.ref")
+    serving["app"] = service.instance
     if ref is not None:
         ref.current_app = service.instance
-    if importlib.util.find_spec("fal_client") is not None:
-        client = importlib.import_module("fal_client")
+
+    def tell_client(client: Any) -> None:
         if hasattr(client, "set_get_current_app"):  # its calls pass on two headers of the request
             client.set_get_current_app(lambda: service.instance)
+
+    forget = when_imported("fal_client", tell_client)
     try:
         with own_repositories(service.instance):
             yield
     finally:
+        forget()
+        serving["app"] = None
+        ref = sys.modules.get("fal.ref")
         if ref is not None:
             ref.current_app = None

@@ -26,6 +26,7 @@ from ...schemas.health import State
 from ...schemas.service import ServiceView
 from ..hookspecs import hookimpl
 from .connection import Connection, Limits
+from .heads import Head
 
 __all__ = ["Limits", "Server"]
 
@@ -38,6 +39,7 @@ class Server:
         self._open: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
+        self.known: dict[bytes, Head] = {}
         self.is_leaving = False
 
     def connect(self, app: ASGIApp, hand_over: HandOver) -> Connection:
@@ -49,6 +51,8 @@ class Server:
         await self._emptied(seconds)
         for task in list(self._tasks):
             task.cancel()
+        for connection in list(self._open):
+            connection.give_up()
         for connection in list(self._open):
             connection.abort()
         await self._emptied(seconds)

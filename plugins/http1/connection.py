@@ -2,7 +2,8 @@
 
 llhttp parses; what it does not check, `heads.py` does. A request that is refused waits for its turn
 like any other, so that its answer does not overtake those before it; afterwards the connection
-closes. HTTP/2 and upgrades that hypercorn knows are handed over once all before them is answered.
+closes. A head that came before, byte for byte, is known and not parsed again, as long as nothing but it
+and its body has come; clients repeat themselves. HTTP/2 and upgrades that hypercorn knows are handed over once all before them is answered.
 Pipelined requests are kept, up to a slice of input more than `PIPELINED`; then reading pauses, and
 a hang-up is noticed late. A client that closes its sending half has left.
 """
@@ -11,23 +12,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal, Protocol
 
 import httptools
 import msgspec
 
 from ...schemas.asgi import ASGIApp, RawHeaders
-from ...schemas.connection import SHORTCUTS, HandOver
+from ...schemas.connection import HandOver, Shortcuts
 from ..logs import get_logger
 from .exchange import Exchange
-from .heads import WATCHED, Framing, Refused, framing, take_apart
+from .heads import WATCHED, Framing, Head, Refused, framing, take_apart
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SLICE = 16 * 1024  # bytes parsed in one go, which bounds how many requests come of it
 PIPELINED = 8  # requests kept while one is answered
 METHODS = {method.encode(): method for method in ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")}
-ASGI = {"version": "3.0", "spec_version": "2.3"}
+END = b"\r\n\r\n"
+KNOWN_BYTES = 4 * 1024  # a longer head is parsed each time
+KNOWN_HEADS = 512  # then all are forgotten; both numbers are out of the air
 
 log = get_logger("runner.http1")
 
@@ -59,6 +62,7 @@ Turn = Exchange | Refused | Leaving
 class Home(Protocol):
     """Where connections are kept."""
 
+    known: dict[bytes, Head]  # heads that came before, by their bytes
     is_leaving: bool  # every answer is the last one of its connection
 
     def enter(self, connection: Connection) -> None: ...
@@ -68,7 +72,7 @@ class Home(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """One client's. Its own steps are callbacks of the loop; the app is called in a task for each request."""
+    """One client's. Its own steps are callbacks of the loop; the app takes exchanges, or is called in tasks."""
 
     def __init__(self, app: ASGIApp, hand_over: HandOver, limits: Limits, home: Home) -> None:
         self.loop = asyncio.get_running_loop()
@@ -76,10 +80,14 @@ class Connection(asyncio.Protocol):
         self._app, self._hand_over, self._limits, self._home = app, hand_over, limits, home
         self._transport: asyncio.Transport = None  # type: ignore[assignment] # set by `connection_made`
         self._parser = httptools.HttpRequestParser(self)
-        self._scheme = "http"
-        self._client: tuple[str, int] | None = None
-        self._server: tuple[str, int] | None = None
-        self._turns: deque[Turn] = deque()  # the first is being answered
+        self._take: Callable[[Shortcuts], None] | None = getattr(app, "take", None)
+        self._known = home.known
+        self.scheme = "http"
+        self.client: tuple[str, int] | None = None
+        self.server: tuple[str, int] | None = None
+        self._turns: deque[Turn] = deque()
+        self._current: Turn | None = None  # is being answered: the first of them, or none just now
+        self._rests = False  # nothing is being answered, and the parser is between two messages
         self._preface: bytes | None = b""  # what has come of it, or of something else; None: something else
         self._unparsed: deque[bytes] = deque()  # held back while enough requests wait
         self._paused = False
@@ -89,10 +97,13 @@ class Connection(asyncio.Protocol):
         self._silent = True  # no request has come yet
         # Of the message that is being parsed:
         self._reading: Exchange | None = None  # its head is complete, its body is not
+        self._feeding = False  # llhttp is at work: no turn begins, as it might end in here
+        self._messages = 0  # begun since the connection last rested
         self._in_head = False
         self._head_bytes = 0
         self._url = b""
         self._headers: RawHeaders = []
+        self._head: Head | None = None  # the last that was read
         self._watched: RawHeaders = []
         self._muted = False  # llhttp tells what we know, or know better
         self._upgrade: Framing | None = None  # it asks for another protocol
@@ -109,12 +120,12 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         if (tls := transport.get_extra_info("ssl_object")) is not None:
-            self._scheme = "https"
+            self.scheme = "https"
             if tls.selected_alpn_protocol() == "h2":
                 self._leave(b"")
                 return
-        self._client = _address(transport.get_extra_info("peername"))
-        self._server = _address(transport.get_extra_info("sockname"))
+        self.client = _address(transport.get_extra_info("peername"))
+        self.server = _address(transport.get_extra_info("sockname"))
         self._home.enter(self)
         self._rest()
 
@@ -137,8 +148,31 @@ class Connection(asyncio.Protocol):
                 self._next_turn()
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
-            return
+        if self._rests:
+            self._rests = False
+            end = data.find(END) + 4
+            if (head := self._known.get(data[:end])) is not None and len(data) == end + head.length:  # type: ignore[operator]
+                self._preface, self._silent = None, False
+                exchange = Exchange(self, head, [data[end:]] if head.length else [])
+                exchange.arrived = True
+                self._turns.append(exchange)
+                self._begin_turn(exchange)
+            else:
+                self._messages, self._head = 0, None
+                self._read(data)
+                if self._messages == 1 and (head := self._head) is not None:
+                    self._get_to_know(data, end, head)
+        elif not self._deaf:
+            self._read(data)
+
+    def _get_to_know(self, data: bytes, end: int, head: Head) -> None:
+        """Keep `head` if `data` was its request and nothing else."""
+        if head.is_plain and end <= KNOWN_BYTES and len(data) == end + (head.length or 0) and self._reading is None and not self._in_head:
+            if len(self._known) >= KNOWN_HEADS:
+                self._known.clear()
+            self._known[data[:end]] = head
+
+    def _read(self, data: bytes) -> None:
         if self._preface is not None:
             data = self._after_preface(data)
         if len(data) <= SLICE and not self._unparsed:
@@ -172,12 +206,16 @@ class Connection(asyncio.Protocol):
         if self._leaving is not None:
             self._leaving.begin += data
             return
+        self._feeding = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
+            self._feeding = False
             self._turn_to_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
+            self._feeding = False
             self._refuse(_refusal(error))
+        self._feeding = False
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > self._limits.head_bytes + SLICE:
@@ -190,9 +228,11 @@ class Connection(asyncio.Protocol):
             self._awaited = ""
         if len(self._turns) > PIPELINED:
             self.pause()
+        self._begin_next()
 
     def on_message_begin(self) -> None:
         if not self._muted:
+            self._messages += 1
             self._in_head = True
             self._head_bytes = 0
             self._url = b""
@@ -227,28 +267,8 @@ class Connection(asyncio.Protocol):
             if self._may_leave(method, framed):
                 return
         name = METHODS.get(method) or method.decode("ascii")
-        path, raw_path, query, authority = take_apart(self._url, name)
-        if authority is not None:  # it beats the Host header (RFC 9112, 3.2.2)
-            self._headers = [(b"host", authority), *(header for header in self._headers if header[0] != b"host")]
-        exchange = Exchange(
-            self, {}, keep_alive=parser.should_keep_alive() and not framed.close, expects=framed.expects and framed.length != 0
-        )
-        exchange.scope = {
-            "type": "http",
-            "asgi": ASGI,
-            "http_version": version,
-            "method": name,
-            "scheme": self._scheme,
-            "path": path,
-            "raw_path": raw_path,
-            "query_string": query,
-            "root_path": "",
-            "headers": self._headers,
-            "client": self._client,
-            "server": self._server,
-            "state": {},
-            "extensions": {SHORTCUTS: exchange},
-        }
+        self._head = Head(name, take_apart(self._url, name), version, self._headers, framed, keep_alive=parser.should_keep_alive())
+        exchange = Exchange(self, self._head, [])
         self._reading = exchange
         self._take_turn(exchange)
 
@@ -305,39 +325,52 @@ class Connection(asyncio.Protocol):
     def _take_turn(self, turn: Turn) -> None:
         self._silent = False
         self._turns.append(turn)
-        if len(self._turns) == 1:
-            self._begin_turn(turn)
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        if self._turns and self._current is None and not self._feeding:
+            self._begin_turn(self._turns[0])
 
     def _begin_turn(self, turn: Turn) -> None:
+        self._current = turn
         if isinstance(turn, Exchange):
-            turn.task = self._home.start(self._serve(turn))
+            if self._take is not None:
+                self._take(turn)
+            else:
+                turn.task = self._home.start(self._serve(turn))
         elif isinstance(turn, Leaving):
             turn.task = self._home.start(self._leave_once_written(turn))
         else:
-            log.debug("http1.refused", status=turn.status, why=str(turn), client=self._client)
+            log.debug("http1.refused", status=turn.status, why=str(turn), client=self.client)
             self.write(turn.answer())
             self._close(linger=True)
 
     def _next_turn(self) -> None:
         self._turns.popleft()
+        self._current = None
         if self._turns:
-            self._begin_turn(self._turns[0])
+            self.loop.call_soon(self._begin_next)  # not here: a hundred may follow, each within the one before
         else:
             self._rest()
         if self._paused:
             self.resume()
 
     async def _serve(self, exchange: Exchange) -> None:
+        error: BaseException | None = None
         try:
             await self._app(exchange.scope, exchange.receive, exchange.send)
-        except Exception as error:
-            log.error("http1.app_failed", exc_info=error)
+        except BaseException as raised:
+            error = raised
+            if not isinstance(raised, Exception):
+                raise
         finally:
-            if not (exchange.answered or exchange.gone):
-                if not exchange.begun:
-                    self.write(Refused(500, "Internal Server Error").answer())
-                self._close(linger=not exchange.arrived)
+            exchange.over(error)
             self._home.forget(exchange.task)
+
+    def cut_off(self, exchange: Exchange) -> None:
+        if not exchange.begun:
+            self.write(Refused(500, "Internal Server Error").answer())
+        self._close(linger=not exchange.arrived)
 
     async def _leave_once_written(self, leaving: Leaving) -> None:
         while self.room is not None:
@@ -364,7 +397,7 @@ class Connection(asyncio.Protocol):
             self._take_turn(refused)
         elif exchange.answered:
             self._close(linger=True)
-        elif exchange is not self._turns[0]:
+        elif exchange is not self._current:
             self._turns[-1] = refused  # behind an incomplete message there is none
         else:
             begun = exchange.begun
@@ -412,6 +445,7 @@ class Connection(asyncio.Protocol):
     def _rest(self) -> None:
         """Nothing is being answered: what still comes must come in time."""
         self._idle_since = self.loop.time()
+        self._rests = not (self._in_head or self._preface or self._muted or self._deaf or self._unparsed or self._leaving)
         if self._in_head:
             self._wait_for("head", self._limits.head_seconds)
         elif self._timer is None:
@@ -462,6 +496,11 @@ class Connection(asyncio.Protocol):
     def _close_if_resting(self) -> None:
         if not self._turns and not self._transport.is_closing():
             self._close(linger=False)
+
+    def give_up(self) -> None:
+        """Cancel what is being answered."""
+        if isinstance(self._current, Exchange) and self._current.task is not None:
+            self._current.task.cancel()
 
     def abort(self) -> None:
         self._transport.abort()

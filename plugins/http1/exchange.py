@@ -11,11 +11,18 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+import structlog
+
 from ...schemas.asgi import Message, RawHeaders, Scope
-from .heads import BODILESS, CHUNKED, CLOSE, CONTINUE, KEEP_ALIVE, head
+from ...schemas.connection import SHORTCUTS
+from .heads import BODILESS, CHUNKED, CLOSE, CONTINUE, KEEP_ALIVE, Head, head, json_head
+
+ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 BODY_AHEAD = 64 * 1024  # bytes of a body that are kept before reading pauses
 JOINED = 64 * 1024  # a body up to this size is copied behind its head; a larger one goes beside it
+
+log = structlog.get_logger("runner.http1")
 
 
 class Line(Protocol):
@@ -24,7 +31,12 @@ class Line(Protocol):
     loop: asyncio.AbstractEventLoop
     room: asyncio.Event | None  # set once more may be written; None while nothing is held up
 
+    scheme: str
+    client: tuple[str, int] | None
+    server: tuple[str, int] | None
+
     def write(self, *parts: bytes) -> None: ...
+    def cut_off(self, exchange: Exchange) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def stays_open(self, exchange: Exchange) -> bool: ...
@@ -32,30 +44,67 @@ class Line(Protocol):
 
 
 class Exchange:
-    """Owned by its connection, which tells it what arrives; the app's task calls `receive` and `send`."""
+    """Owned by its connection, which tells it what arrives; the app calls `receive` and `send`, or the shortcuts."""
 
-    __slots__ = (
-        "_hangups", "_headers", "_left", "_line", "_parts", "_size", "_status", "_told", "_waiter",
-        "_write_part", "answered", "arrived", "begun", "expects", "gone", "keep_alive", "scope", "task",
-    )  # fmt: skip
+    # Most of it differs in few requests: an object has an attribute once it does.
+    arrived = False  # the request is whole
+    begun = False  # the head of the answer is out
+    answered = False  # and the rest of it
+    gone = False  # the client is
+    task: asyncio.Task[None] | None = None  # in which the app's call waits
+    _size = 0
+    _told = False  # the app knows that the body is complete
+    _waiter: asyncio.Future[None] | None = None
+    _hangups: tuple[Callable[[], object], ...] = ()
+    _status = 0
+    _headers: RawHeaders  # with the status
+    _left = 0  # bytes that Content-Length still promises
+    _scope: Scope | None = None
+    _write_part: Callable[[bytes, bytes, bool], None]  # set when the answer begins
 
-    def __init__(self, line: Line, scope: Scope, *, keep_alive: bool, expects: bool) -> None:
-        self._line, self.scope, self.keep_alive = line, scope, keep_alive
-        self.expects = expects  # the client waits for a 100 before it sends the body
-        self.arrived = False  # the request is whole
-        self.begun = False  # the head of the answer is out
-        self.answered = False  # and the rest of it
-        self.gone = False  # the client is
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._told = False  # the app knows that the body is complete
-        self._waiter: asyncio.Future[None] | None = None
-        self._hangups: list[Callable[[], object]] | None = None
-        self._status = 0
-        self._headers: RawHeaders = []
-        self._left = 0  # bytes that Content-Length still promises
-        self._write_part = self._write_plain
-        self.task: asyncio.Task[None] | None = None  # the app's call
+    def __init__(self, line: Line, head: Head, parts: list[bytes]) -> None:
+        self._line, self.head, self._parts = line, head, parts
+        self.keep_alive = head.keep_alive
+        self.expects = head.expects  # the client waits for a 100 before it sends the body
+
+    @property
+    def method(self) -> str:
+        return self.head.method
+
+    @property
+    def path(self) -> str:
+        return self.head.path
+
+    @property
+    def first_headers(self) -> dict[bytes, bytes]:
+        return self.head.first
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        return self._line.client
+
+    @property
+    def scope(self) -> Scope:
+        """The request as ASGI has it; made when first asked for."""
+        if self._scope is None:
+            head, line = self.head, self._line
+            self._scope = {
+                "type": "http",
+                "asgi": ASGI,
+                "http_version": head.version,
+                "method": head.method,
+                "scheme": line.scheme,
+                "path": head.path,
+                "raw_path": head.raw_path,
+                "query_string": head.query,
+                "root_path": "",
+                "headers": [*head.headers],
+                "client": line.client,
+                "server": line.server,
+                "state": {},
+                "extensions": {SHORTCUTS: self},
+            }
+        return self._scope
 
     # --- told by the connection
 
@@ -75,9 +124,9 @@ class Exchange:
         """The client is gone, or can no longer be understood."""
         self.gone = True
         self._wake()
-        for hangup in self._hangups or ():
+        hangups, self._hangups = self._hangups, ()
+        for hangup in hangups:
             hangup()
-        self._hangups = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -89,10 +138,8 @@ class Exchange:
         """Call `callback` when the client leaves before its answer is complete; at once if it has."""
         if self.gone:
             callback()
-        elif self._hangups is None:
-            self._hangups = [callback]
         else:
-            self._hangups.append(callback)
+            self._hangups = (*self._hangups, callback)
 
     def take_body(self) -> bytes | None:
         """The body, if all of it is here and nobody has received a part of it."""
@@ -101,6 +148,27 @@ class Exchange:
         self._told = True
         parts, self._parts, self._size = self._parts, [], 0
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def answer_json(self, id: bytes, body: bytes) -> None:
+        """Send the answer that most requests get: 200, JSON, the request's id, and no other header."""
+        if self._status or self.gone or not self.keep_alive or len(body) > JOINED or not self.head.is_plain or not self._line.stays_open(self):
+            headers = [(b"x-fal-request-id", id), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            self.answer(200, headers, body)
+            return
+        self._status = 200
+        self.begun = self.answered = True
+        self._hangups = ()
+        if self._waiter is not None:
+            self._wake()
+        self._line.write(b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (json_head(), id, len(body), body))
+        self._line.answered(self)
+
+    def over(self, error: BaseException | None) -> None:
+        """The app's call has ended. An answer that it left incomplete is cut off, and one not begun is 500."""
+        if isinstance(error, Exception):
+            log.error("http1.app_failed", exc_info=error)
+        if not (self.answered or self.gone):
+            self._line.cut_off(self)
 
     def answer(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """Send the whole answer at once. What the client does not take yet is kept by its connection."""
@@ -168,7 +236,7 @@ class Exchange:
             self._begin(part, more)
         if not more:
             self.answered = True
-            self._hangups = None
+            self._hangups = ()
             self._wake()
             self._line.answered(self)
 
@@ -182,14 +250,15 @@ class Exchange:
                 self.keep_alive = self.keep_alive and value.lower() != b"close"
                 headers = [header for header in headers if header[0] not in (b"transfer-encoding", b"connection")]
         text = head(self._status, headers)
-        if self._status in BODILESS or self.scope["method"] == "HEAD":
+        self._write_part = self._write_plain
+        if self._status in BODILESS or self.head.method == "HEAD":
             self._write_part = self._write_none
         elif length >= 0:
             self._left = length
         elif not more:
             self._left = len(part)
             text += b"content-length: %d\r\n" % len(part)
-        elif self.scope["http_version"] == "1.1":
+        elif self.head.version == "1.1":
             self._write_part = self._write_chunk
             text += CHUNKED
         else:  # its end is the end of the connection
@@ -198,7 +267,7 @@ class Exchange:
         self.keep_alive = self.keep_alive and self._line.stays_open(self)
         if not self.keep_alive:
             text += CLOSE
-        elif self.scope["http_version"] == "1.0":
+        elif self.head.version == "1.0":
             text += KEEP_ALIVE
         self.begun = True
         self._write_part(text + b"\r\n", part, more)

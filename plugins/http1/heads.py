@@ -139,6 +139,25 @@ def _tokens(value: bytes) -> list[bytes]:
     return [token.strip() for token in value.lower().split(b",")]
 
 
+class Head:
+    """A request's head, read. All in it follows from its bytes, so one that comes again is not read again."""
+
+    __slots__ = ("expects", "first", "headers", "is_plain", "keep_alive", "length", "method", "path", "query", "raw_path", "version")
+
+    def __init__(self, method: str, target: Target, version: str, headers: RawHeaders, framed: Framing, *, keep_alive: bool) -> None:
+        self.method, self.version = method, version
+        self.path, self.raw_path, self.query, authority = target
+        if authority is not None:  # it beats the Host header (RFC 9112, 3.2.2)
+            headers = [(b"host", authority), *(header for header in headers if header[0] != b"host")]
+        self.headers = headers
+        self.first = dict(reversed(headers))  # the first of each name
+        self.length = framed.length
+        self.keep_alive = keep_alive and not framed.close
+        self.expects = framed.expects and framed.length != 0
+        # Its request is over after `length` bytes more, and leaves the connection as it was:
+        self.is_plain = self.keep_alive and not self.expects and self.length is not None and version == "1.1"
+
+
 WATCHED = frozenset((b"connection", b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
 
 
@@ -147,6 +166,7 @@ WATCHED = frozenset((b"connection", b"host", b"content-length", b"transfer-encod
 _status_lines = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _names: dict[bytes, bytes] = {}  # header names met so far, as they begin a line
 _date = (0, b"")
+_json_head = (b"", b"")
 
 
 def head(status: int, headers: RawHeaders) -> bytes:
@@ -161,6 +181,15 @@ def head(status: int, headers: RawHeaders) -> bytes:
     if text.count(b"\n") != len(lines) or text.count(b"\r") != len(lines) or b"\0" in text:
         raise ValueError("a header's value has a line break or NUL in it")
     return text
+
+
+def json_head() -> bytes:
+    """The head of the common answer, 200 with JSON, up to the value of its id; the length is still to come."""
+    global _json_head
+    date = date_line()
+    if _json_head[0] is not date:
+        _json_head = date, b"%b%bcontent-type: application/json\r\nx-fal-request-id: " % (_status_lines[200], date)
+    return _json_head[1]
 
 
 def _known_name(name: bytes) -> bytes:

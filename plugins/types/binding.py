@@ -219,7 +219,7 @@ def _below(error: InvalidInput, *loc: str) -> InvalidInput:
 
 
 def _says_json(request: Request) -> bool:
-    value = request.header(b"content-type")
+    value = request.first.get(b"content-type")
     return value == b"application/json" or (value is not None and _is_json(value))
 
 

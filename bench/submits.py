@@ -6,11 +6,12 @@ their own. The line is held by a job that does not end, so nothing but submits a
 Bodies are 60 bytes. Client and server share the machine's cores: over HTTP a number is what both
 together can do. Does not show large bodies, nor what running jobs cost.
 
-    python bench/queue.py
+    python bench/submits.py [--json FILE]
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import platform
@@ -52,7 +53,10 @@ class Bench(runner.App, name="bench"):
 """
 
 
-async def measure(callers: int, call: Callable[[int], Awaitable[None]]) -> str:
+FOUND: dict[str, dict[str, float]] = {}
+
+
+async def measure(what: str, callers: int, call: Callable[[int], Awaitable[None]]) -> str:
     """Have so many callers call one time after the other; what they reached as a line."""
     times: list[float] = []
     end = time.perf_counter() + SECONDS
@@ -64,6 +68,7 @@ async def measure(callers: int, call: Callable[[int], Awaitable[None]]) -> str:
 
     await asyncio.gather(*(caller(number) for number in range(callers)))
     cuts = statistics.quantiles(times, n=100)
+    FOUND[f"{what} {callers}"] = {"rate": len(times) / SECONDS, "p50_ms": cuts[49] * 1e3, "p99_ms": cuts[98] * 1e3}
     return f"{len(times) / SECONDS:8,.0f}/s   p50 {cuts[49] * 1e3:6.2f} ms   p99 {cuts[98] * 1e3:6.2f} ms"
 
 
@@ -80,7 +85,7 @@ async def in_process(durability: Literal["process", "power"]) -> None:
 
             async with dispatcher.running():
                 await submit(0)
-                print(f"submit, in process, {durability:8} {callers:3} callers {await measure(callers, submit)}")
+                print(f"submit, in process, {durability:8} {callers:3} callers {await measure(durability, callers, submit)}")
 
 
 class Connection:
@@ -119,10 +124,13 @@ async def over_http(port: int) -> None:
                 head, _ = await connections[number].ask(request)
                 assert wanted in head, head
 
-            print(f"{name + ', over HTTP':28} {callers:3} callers {await measure(callers, call)}")
+            print(f"{name + ', over HTTP':28} {callers:3} callers {await measure(name, callers, call)}")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Submits and polls of the durable queue.")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
     print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {platform.machine()}, {SECONDS:g} s each")
     for durability in ("process", "power"):
         asyncio.run(in_process(cast(Literal["process", "power"], durability)))
@@ -147,6 +155,8 @@ def main() -> None:
                         process.kill()
             finally:
                 process.kill()
+    if given.json:
+        given.json.write_text(json.dumps(FOUND))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ class Request:
     `RequestContext` (`request_id`, `endpoint`, `lifecycle_preference`, `headers`).
     """
 
+    members: tuple[Request, ...] = ()  # of the request that stands for a batch: see `batch.py`
+
     def __init__(
         self,
         id: str | None = None,
@@ -97,6 +99,13 @@ class Request:
     @property
     def request_id(self) -> str | None:
         return self.id
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Its id, or those of a batch's members: for whom something is told."""
+        if self.members:
+            return tuple(member.id or "" for member in self.members)
+        return () if self.id is None else (self.id,)
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of this name, in lower case, as it was sent: the quick way to one of them."""

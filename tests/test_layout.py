@@ -20,8 +20,9 @@ FLOORS = {
     "runner.plugins.lanes": 3,
     "runner.plugins.streaming": 4,
     "runner.plugins.websocket": 4,
-    "runner.plugins": 5,
-    "runner": 6,
+    "runner.plugins.calling": 5,
+    "runner.plugins": 6,
+    "runner": 7,
 }
 
 

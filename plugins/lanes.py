@@ -135,7 +135,7 @@ class Job:
         self.request.place = self
         if run_within is not None:
             self._timer = self._loop.call_later(run_within, self._end_is_due, run_within)
-        self.lane._begin(self)
+        self.progress, self.began = "running", time.perf_counter()
         self.future.set_result(None)
 
     def leave(self) -> None:
@@ -307,7 +307,7 @@ class Lane:
             if job.progress != "waiting":
                 return False
             self._waiting -= not job.is_queued
-            self._begin(job)
+            job.progress, job.began = "running", time.perf_counter()
         if not job.future.done():
             job.future.set_result(None)
         return True
@@ -319,7 +319,7 @@ class Lane:
         caller makes the work leave and does not wait for it.
         """
         job.request.place = job
-        self._begin(job)
+        job.progress, job.began = "running", time.perf_counter()
         job.parent.on_cancel(job.follow)
         self._go(job)
         try:

@@ -35,6 +35,7 @@ COUNTED_AT_ONCE = 100  # some 0.3 ms of work
 LAG_SECONDS = 0.25  # between looks at how late the event loop is
 CANCEL_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 600)
+SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RUN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 STATES = {State.STARTING: "pending", State.READY: "running", State.UNHEALTHY: "running"}  # fal's words; else dead
 
@@ -139,6 +140,7 @@ class Meter:
         self.registry = registry = CollectorRegistry()
         registry.register(Chained(REGISTRY))
         registry.register(Tallies(service.tallies))
+        registry.register(Batches(service.batches))
         app_id = service.settings.app_id or f"local/{service.app.alias}"
 
         def gauge(name: str, help: str, read: Callable[[], float], **labels: str) -> None:
@@ -254,3 +256,23 @@ class Tallies:
         for name, tally in self._tallies.items():
             for what, value in tally().items():
                 yield GaugeMetricFamily(f"runner_{name}_{what}", f"{what} of the {name}, as its plugin counts.", value=value)
+
+
+class Batches:
+    """How large the batches of each endpoint were; `_count` is how many ran, `_sum` the requests in them."""
+
+    def __init__(self, batches: Mapping[str, Mapping[int, int]]) -> None:
+        self._batches = batches
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import HistogramMetricFamily
+
+        if not self._batches:
+            return
+        family = HistogramMetricFamily("runner_batch_size", "Requests in a batch, when it began.", labels=["endpoint"])
+        for endpoint, sizes in self._batches.items():
+            known = sorted(sizes.items())
+            buckets = [(str(float(most)), sum(times for size, times in known if size <= most)) for most in SIZE_BUCKETS]
+            buckets.append(("+Inf", sum(times for _, times in known)))
+            family.add_metric([endpoint], buckets, sum(size * times for size, times in known))
+        yield family

@@ -72,9 +72,14 @@ def configure_logging(
 
 
 def _add_request_id(logger: Any, method: str, event: EventDict) -> EventDict:
-    if "request_id" not in event and (request_id := current_request().id) is not None:
-        event["request_id"] = request_id
+    if "request_id" not in event:
+        event.update(_belonging(current_request().ids))
     return event
+
+
+def _belonging(ids: tuple[str, ...]) -> dict[str, Any]:
+    """For whom a line is: nobody, one request, or those whose batch it was written in."""
+    return {"request_ids": list(ids)} if len(ids) > 1 else {"request_id": ids[0]} if ids else {}
 
 
 class Terminal:
@@ -251,7 +256,8 @@ class Console:
         )
 
     def _output(self, event: EventDict) -> str:
-        request_id = f"request_id={_harmless(event['request_id'])}" if "request_id" in event else ""
+        ids = [event["request_id"]] if "request_id" in event else event.get("request_ids", [])
+        request_id = f"request_id{'s' * (len(ids) > 1)}={_harmless(','.join(ids))}" if ids else ""
         clock, stream = event["timestamp"], f"{event['stream']:9}"
         if self._colors:
             clock, stream = f"{DIM}{clock}{PLAIN}", f"{CYAN}{stream}{PLAIN}"
@@ -270,14 +276,14 @@ def _harmless(text: str) -> str:
 class Output:
     """What the app prints, cut into lines; each is logged and told to the listeners.
 
-    A line belongs to the request it was printed for. Its beginning is kept, for each request and
+    A line belongs to the request it was printed for, or to all of a batch. Its beginning is kept, for each request and
     thread apart, until the rest comes or the request ends. Empty lines are dropped, and of a line
     that overwrites itself with carriage returns (a progress bar) the last state is kept.
     """
 
     def __init__(self) -> None:
         self.listeners: list[OnOutput] = []
-        self._begun: dict[tuple[Stream, str | None, int], str] = {}
+        self._begun: dict[tuple[Stream, tuple[str, ...], int], str] = {}
         self._here = threading.local()  # .inside: this thread is logging a line right now
         self._process = self._last_process = os.getpid()
         # All lines are logged, whatever the level; and to stderr, wherever the app sends its own.
@@ -297,22 +303,22 @@ class Output:
         if (process := os.getpid()) != self._last_process:
             self._last_process = process
             self._begun.clear()  # a forked child: what its parent began, its parent ends
-        request_id = current_request().id
-        key = stream, request_id, threading.get_ident()
+        ids = current_request().ids
+        key = stream, ids, threading.get_ident()
         begun = self._begun.pop(key, "") if self._begun else ""
         *lines, rest = (begun + text).split("\n")
         for line in lines:
-            self._tell(request_id, stream, line)
+            self._tell(ids, stream, line)
         if "\r" in rest[:-1]:
             rest = rest[rest.rindex("\r", 0, -1) + 1 :]
         if len(rest) > LINE_LIMIT:
-            self._tell(request_id, stream, rest)
+            self._tell(ids, stream, rest)
         elif rest:
             self._begun[key] = rest
 
     def end(self, request_id: str) -> None:
         """Tell the lines that this request began and did not finish."""
-        for key in [k for k in list(self._begun) if k[1] == request_id]:
+        for key in [k for k in list(self._begun) if request_id in k[1]]:
             self._finish(key)
 
     def end_all(self) -> None:
@@ -324,21 +330,21 @@ class Output:
         if self._last_process != self._process:
             self.end_all()
 
-    def _finish(self, key: tuple[Stream, str | None, int]) -> None:
+    def _finish(self, key: tuple[Stream, tuple[str, ...], int]) -> None:
         if line := self._begun.pop(key, ""):
             self._tell(key[1], key[0], line)
 
-    def _tell(self, request_id: str | None, stream: Stream, line: str) -> None:
+    def _tell(self, ids: tuple[str, ...], stream: Stream, line: str) -> None:
         line = line.rstrip("\r").rpartition("\r")[2]
         if not line:
             return
         self._here.inside = True
         try:
-            belongs = {} if request_id is None else {"request_id": request_id}
-            self._log.info("app.output", stream=stream, text=line, **belongs)
+            self._log.info("app.output", stream=stream, text=line, **_belonging(ids))
             if self._last_process == self._process:
                 for listener in self.listeners:
-                    self._call(listener, request_id, stream, line)
+                    for request_id in ids or (None,):
+                        self._call(listener, request_id, stream, line)
         finally:
             self._here.inside = False
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from .problems import ConfigError
 from .request import Cancellable, Request, current_request
-
-EXAMPLE = "for example runner.Batch(max_size=8, max_wait_ms=5)"
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -23,13 +21,14 @@ class Batch(msgspec.Struct, frozen=True):
 
     max_size: int = 8
     max_wait_ms: float = 5
+    example: ClassVar[str] = "for example runner.Batch(max_size=8, max_wait_ms=5)"
 
     def __post_init__(self) -> None:
         if type(self.max_size) is not int or self.max_size < 1:
-            raise ConfigError(f"Batch: max_size is {self.max_size!r}; it is how many inputs one call gets at most, from 1; {EXAMPLE}")
+            raise ConfigError(f"Batch: max_size is {self.max_size!r}; it is how many inputs one call gets at most, from 1; {self.example}")
         is_number = type(self.max_wait_ms) in (int, float)
         if not is_number or not 0 <= self.max_wait_ms < float("inf"):
-            raise ConfigError(f"Batch: max_wait_ms is {self.max_wait_ms!r}; it is a number of milliseconds from 0; {EXAMPLE}")
+            raise ConfigError(f"Batch: max_wait_ms is {self.max_wait_ms!r}; it is a number of milliseconds from 0; {self.example}")
 
 
 class BatchRequest(Request):

@@ -37,11 +37,11 @@ class Plan:
 
     def checked(self, items: Any, members: int) -> Sequence[Any]:
         """`items` if there is one for each member. Raises InvalidOutput."""
-        name = self.endpoint.name
+        name, inputs = self.endpoint.name, _count(members, "input")
         if not isinstance(items, list | tuple):
-            raise InvalidOutput(f"{name}() gave {_a(items)} for {members} inputs; it must give a list with one item for each, in their order")
+            raise InvalidOutput(f"{name}() gave {_a(items)} for {inputs}; it must give a list with one item for each, in their order")
         if len(items) != members:
-            raise InvalidOutput(f"{name}() gave {len(items)} items for {members} inputs; it must give one for each, in their order")
+            raise InvalidOutput(f"{name}() gave {_count(len(items), 'item')} for {inputs}; it must give one for each, in their order")
         return items
 
     def outcome(self, seat: Seat, item: Any) -> Outcome:
@@ -241,6 +241,10 @@ def _at_once(function: Callable[[], None]) -> None:
 def _a(value: Any) -> str:
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def too_slow() -> ServerError:

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Union
 
-from ...schemas.batch import EXAMPLE, Batch
+from ...schemas.batch import Batch
 from ...schemas.endpoint import Mark
 from ...schemas.problems import ConfigError
 
@@ -29,7 +29,7 @@ def hints_of_one(function: Callable[..., Any], hints: dict[str, Any], mark: Mark
     write, for what takes or gives no lists.
     """
     if not isinstance(mark.batch, Batch):
-        raise ConfigError(f"{where}: batch is {mark.batch!r}; it is a runner.Batch, {EXAMPLE}")
+        raise ConfigError(f"{where}: batch is {mark.batch!r}; it is a runner.Batch, {Batch.example}")
     if mark.is_websocket or mark.health_check is not None:
         what = "a WebSocket" if mark.is_websocket else "the health check"
         raise ConfigError(f"{where}: {what} cannot be batched; leave batch= out")

@@ -22,7 +22,7 @@ import os
 import sys
 import time
 import typing
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +74,7 @@ from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, Retry, check_p
 from runner.schemas.events import OnOutput
 from runner.schemas.exits import WRONG_SETTING
 from runner.schemas.health import Health, HealthCheck, State
+from runner.schemas.ids import new_ids
 from runner.schemas.names import *  # noqa: F403 # all that plugins need of the lowest floor
 from runner.schemas.problems import (
     ConfigError,
@@ -634,18 +635,6 @@ def _asked_id(request: Request) -> str:
     """The caller's `x-fal-request-id` if it can be shown; else an empty text."""
     text = (request.header(b"x-fal-request-id") or b"").decode("latin-1")
     return text if text.isprintable() and len(text) <= LONGEST_REQUEST_ID else ""
-
-
-VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
-
-
-def new_ids() -> Iterator[str]:
-    """UUIDs of version 4, without end; the randomness of many is fetched at once."""
-    while True:
-        digits = os.urandom(16 * 256).hex()
-        for at in range(0, len(digits), 32):
-            d = digits[at : at + 32]
-            yield f"{d[:8]}-{d[8:12]}-4{d[13:16]}-{VARIANT[d[16]]}{d[17:20]}-{d[20:]}"
 
 
 def _has_body(request: Request) -> bool:

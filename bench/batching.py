@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import peers
 import uvloop
@@ -61,8 +61,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -125,7 +124,9 @@ async def load(port: int, path: str, rate: float, seconds: float) -> Step:
         while due <= time.perf_counter() and due < end:
             tasks.add(asyncio.ensure_future(one(due)))
             due += dice.expovariate(rate)
-    _, late = await asyncio.wait(tasks, timeout=LATE_SECONDS)
+    done, late = await asyncio.wait(tasks, timeout=LATE_SECONDS)
+    for task in done:
+        task.result()
     for task in late:
         task.cancel()
     for connection in idle:
@@ -147,7 +148,7 @@ def climb(server: peers.Server, path: str, seconds: float, bound_ms: float) -> S
     best, rate = Step(0, 0, 0, 0), float(FIRST_RATE)
     while (step := holds(rate)) is not None:
         best, rate = step, rate * 2
-    low, high = best.rate or rate / 2, rate
+    low, high = best.rate or rate / 8, rate
     for _ in range(HALVINGS):
         middle = (low * high) ** 0.5
         if (step := holds(middle)) is not None:

@@ -22,7 +22,7 @@ SENTENCES = {
     "es": ["dónde está la estación", "quisiera un vaso de agua", "el barco ya no llega hoy", "ya lo hemos visto antes", "los niños juegan en el jardín", "él lee un libro cada noche"],
     "fr": ["où est la gare", "je voudrais un verre d'eau", "le bateau n'arrive plus aujourd'hui", "nous l'avons déjà vu", "les enfants jouent dans le jardin", "il lit un livre chaque soir"],
 }  # fmt: skip
-BUCKETS, STEPS = 4096, 150
+BUCKETS, STEPS = 4096, 60
 
 
 class Input(msgspec.Struct):

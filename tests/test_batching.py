@@ -16,6 +16,7 @@ from asking import GUARD_SECONDS, Asked, service_of
 from prometheus_client.parser import text_string_to_metric_families
 from runner.plugins.batching import rounds
 from runner.schemas.problems import ConfigError
+from serving import serving, written
 
 import runner
 
@@ -441,6 +442,50 @@ async def test_a_run_that_takes_longer_than_its_timeout_is_stopped_for_every_mem
 
         assert statuses == [504, 504, 504]
         assert service.batches == {"/": {1: 1, 2: 1}}
+
+
+APP = """
+import time
+import runner
+
+class Endless(runner.App):
+    @runner.endpoint("/endless", batch=runner.Batch(max_size=4, max_wait_ms=0))
+    def endless(self, n: list[int]) -> list[int]:
+        print("begun", n)
+        try:
+            while True:
+                time.sleep(0.001)
+        finally:
+            print("left", n)
+
+    @runner.endpoint("/")
+    def next(self) -> str:
+        return "served"
+"""
+
+
+def test_callers_who_hang_up_one_by_one_stop_their_batch_with_the_last(tmp_path: Path) -> None:
+    with serving(written(tmp_path, APP)) as running:
+        callers = {"a": running.call("/endless", "a", b'{"n": 0}')}
+        running.wait_for("app.output", text="begun [0]", request_id="a")
+        for n, name in enumerate("bc", 1):
+            callers[name] = running.call("/endless", name, b'{"n": %d}' % n)
+            while running.get("/health", headers={"accept": "application/json"}).json()["lanes"]["waiting"] < n:
+                pass
+        callers["a"].close()
+        running.wait_for("app.output", text="begun [1, 2]", request_ids=["b", "c"])
+        callers["b"].close()
+        stayed = running.wait_for("request.finished", request_id="b")
+        assert not running.events("app.output", text="left [1, 2]")
+        callers["c"].close()
+        stopped = running.wait_for("request.finished", request_id="c")
+        served = running.post("/").json()
+
+    assert (stayed["reason"], stayed["layer"]) == ("client_disconnected", "batch")
+    assert stopped["reason"] == "client_disconnected"
+    assert stopped["layer"] in ("asynchronous", "back-edge")
+    assert running.events("app.output", text="left [1, 2]")
+    assert served == "served"
 
 
 # --- streams

@@ -88,7 +88,10 @@ def answers(inputs: list[Input]) -> Any:
         return [Output(0)] * (len(inputs) - 1)
     if "dict" in does:
         return {}
-    given: dict[str, Any] = {"teapot": runner.HTTPError(418, "I am one"), "bug": ValueError("mine"), "text": "no output"}
+    fault = runner.Fault(type="image_load_error", loc=("body", "picture"), msg="no picture")
+    given: dict[str, Any] = {
+        "teapot": runner.HTTPError(418, "I am one"), "bug": ValueError("mine"), "text": "no output", "fault": runner.InvalidInput([fault]),
+    }  # fmt: skip
     return [given.get(each.does, Output(2 * each.n)) for each in inputs]
 
 
@@ -104,6 +107,10 @@ def app(**settings: Any) -> type[runner.App]:
         def sync(self, inputs: list[Input]) -> list[Output | Exception]:
             self.calls.begin(inputs).wait()
             return answers(inputs)  # type: ignore[no-any-return]
+
+        @runner.endpoint("/plain")
+        def plain(self) -> str:
+            return "served"
 
         @runner.endpoint("/async", batch=batch)
         async def on_the_loop(self, inputs: list[Input]) -> list[Output | Exception]:
@@ -207,6 +214,20 @@ async def test_after_a_batch_of_several_a_smaller_one_waits_for_as_many(tmp_path
         assert calls.seen == [[0], [1, 2], [3, 4]]
 
 
+async def test_nobody_waits_for_company_while_another_endpoints_caller_waits_for_the_place(tmp_path: Path) -> None:
+    async with service_of(app(max_wait_ms=NEVER_MS), tmp_path) as service:
+        calls, first = await held(service)
+        pair = await in_line(service, 1, 2)
+        calls.let_go()
+        await calls.begun(2)
+        (third,) = await in_line(service, 3)
+        (plain,) = await in_line(service, 0, path="/plain")
+        await all_over(calls, first, *pair, third, plain)
+
+        assert calls.seen == [[0], [1, 2], [3]]
+        assert plain.json == "served"
+
+
 async def test_it_waits_no_longer_than_max_wait_ms(tmp_path: Path) -> None:
     async with service_of(app(max_wait_ms=1), tmp_path) as service:
         calls, first = await held(service)
@@ -296,13 +317,14 @@ async def test_a_bad_input_is_told_at_once_and_never_enters_a_batch(tmp_path: Pa
 
 @PATHS
 async def test_an_exception_in_an_items_place_is_the_answer_of_that_member_alone(tmp_path: Path, path: str) -> None:
-    async with service_of(app(), tmp_path) as service:
+    async with service_of(app(max_size=5), tmp_path) as service:
         calls, first = await held(service, path)
-        others = [Asked(service, path, {"n": n, "does": does}) for n, does in enumerate(["", "teapot", "bug", "text"])]
+        others = [Asked(service, path, {"n": n, "does": does}) for n, does in enumerate(["", "teapot", "bug", "text", "fault"])]
         await anyio.wait_all_tasks_blocked()
         await all_over(calls, first, *others)
 
-        assert [asked.status for asked in others] == [200, 418, 500, 500]
+        assert [asked.status for asked in others] == [200, 418, 500, 500, 422]
+        assert others[4].json["detail"][0]["loc"] == ["body", "picture"]
         assert others[1].json == {"detail": "I am one"}
         assert others[0].json == {"twice": 0}
         assert len(calls.seen) == 2

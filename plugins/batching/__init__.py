@@ -4,7 +4,8 @@ Everybody who calls a batched endpoint waits in the lane as others do, in either
 a place leads a round: those of the same endpoint who wait then go along at that place, up to
 `max_size`. So what came while a round ran is the next one. A round that is smaller than the one
 before it, which has only just ended, waits for up to `max_wait_ms` until it is as large: who was
-answered may call again. So does one that begins beside others. In all other cases it begins at once.
+answered may call again. So does one that begins beside others. In all other cases, and when somebody
+waits for the place, it begins at once.
 
 A member who leaves before the start is not in the lists; one who leaves later is not answered, and
 the last one stops the work, as a request's own end does. Each has deadlines of their own.
@@ -110,6 +111,8 @@ class Batching:
         """For how many seconds company is worth waiting for."""
         here = len(gathering.seats)
         if here >= self._most or (not self._running and here >= self._last_size):
+            return 0.0
+        if self._lane.occupancy["waiting"]:  # others, for the place
             return 0.0
         since = gathering.since if self._running else self._last_end
         return since + self._wait - time.perf_counter()

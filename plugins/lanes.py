@@ -134,7 +134,7 @@ class Job:
         self.parent.on_cancel(self.follow)
         self.request.place = self
         if run_within is not None:
-            self._timer = self._loop.call_later(run_within, self._end_is_due, run_within)
+            self._timer = self._loop.call_later(run_within, self._time_may_be_up, run_within, math.inf)
         self.progress, self.began = "running", time.perf_counter()
         self.future.set_result(None)
 
@@ -304,7 +304,7 @@ class Lane:
     def board(self, job: Job) -> bool:
         """Take `job` out of the line to begin with another, at its place; False when it does not wait any more."""
         with self._lock:
-            if job.progress != "waiting":
+            if job.progress != "waiting" or job.alone or self._shut:
                 return False
             self._waiting -= not job.is_queued
             job.progress, job.began = "running", time.perf_counter()

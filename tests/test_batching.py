@@ -466,6 +466,45 @@ async def test_a_run_that_takes_longer_than_its_timeout_is_stopped_for_every_mem
         assert service.batches == {"/": {1: 1, 2: 1}}
 
 
+@PATHS
+async def test_a_batch_that_does_not_fit_into_memory_is_run_again_one_member_at_a_time(tmp_path: Path, path: str) -> None:
+    class Large(runner.App):
+        max_multiplexing = 2
+
+        async def setup(self) -> None:
+            self.calls = Calls()
+
+        def answers(self, inputs: list[Input]) -> list[Output]:
+            if len(inputs) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            return [Output(2 * each.n) for each in inputs]
+
+        @runner.endpoint("/", batch=runner.Batch(max_size=4, max_wait_ms=0))
+        def sync(self, inputs: list[Input]) -> list[Output]:
+            self.calls.begin(inputs).wait()
+            return self.answers(inputs)
+
+        @runner.endpoint("/async", batch=runner.Batch(max_size=4, max_wait_ms=0))
+        async def on_the_loop(self, inputs: list[Input]) -> list[Output]:
+            await self.calls.begin(inputs).opened()
+            return self.answers(inputs)
+
+    async with service_of(Large, tmp_path) as service:
+        calls, first = await held(service, path)
+        second = Asked(service, path, {"n": 1})
+        await calls.begun(2)
+        others = await in_line(service, 2, 3, 4, path=path)
+        calls.gates[0].set()
+        await calls.begun(3)
+        calls.gates[1].set()
+        await all_over(calls, first, second, *others)
+
+        assert calls.seen == [[0], [1], [2, 3, 4], [2], [3], [4]]
+        assert [asked.json for asked in others] == [{"twice": 4}, {"twice": 6}, {"twice": 8}]
+        assert all((b"x-runner-retried", b"out-of-memory") in asked.heads[0]["headers"] for asked in others)
+        assert service.lanes == {"places": 2, "running": 0, "waiting": 0, "ghosts": 0}
+
+
 APP = """
 import time
 import runner

@@ -60,7 +60,7 @@ class Batching:
         """Wait for a round, and for this caller's part of what it gives."""
         start_seconds = start_within(request)
         seat = Seat(self._plan, request, arguments)
-        if self._gathering is not None:
+        if self._gathering is not None and not seat.alone:
             seat.ride(self._timeout)
             self._gathering.add(seat)
             self._look()
@@ -84,6 +84,8 @@ class Batching:
 
     def _lead(self, seat: Seat) -> None:
         """`seat` has a place: it gathers, or goes along with those who do already."""
+        if seat.alone:
+            return self._begin(Round(self._plan, seat, self._empty))
         if self._gathering is None:
             self._gathering = Round(self._plan, seat, self._empty)
         else:
@@ -103,9 +105,9 @@ class Batching:
                 gathering.add(seat)
         self._stop_waiting()
         if (seconds := self._patience(gathering)) > 0:
-            self._timer = self._lane.loop.call_later(seconds, self._begin)
+            self._timer = self._lane.loop.call_later(seconds, self._begin_gathered)
         else:
-            self._begin()
+            self._begin_gathered()
 
     def _patience(self, gathering: Round) -> float:
         """For how many seconds company is worth waiting for."""
@@ -117,12 +119,15 @@ class Batching:
         since = gathering.since if self._running else self._last_end
         return since + self._wait - time.perf_counter()
 
-    def _begin(self) -> None:
+    def _begin_gathered(self) -> None:
         self._stop_waiting()
         gathered, self._gathering = self._gathering, None
         assert gathered is not None
+        self._begin(gathered)
+
+    def _begin(self, round: Round) -> None:
         self._running += 1
-        task = self._lane.loop.create_task(self._see_through(gathered))
+        task = self._lane.loop.create_task(self._see_through(round))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

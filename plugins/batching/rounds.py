@@ -120,6 +120,7 @@ class Round:
         plan, now = self._plan, time.perf_counter()
         self._here = len(self.seats)
         self.request = BatchRequest([seat.request for seat in self.seats], self._token)
+        self.request.alone = self.leader.alone
         plan.sizes[self._here] = plan.sizes.get(self._here, 0) + 1
         for seat in self.seats:
             seat.begin(now)
@@ -173,7 +174,7 @@ class Round:
     async def _on_the_loop(self, arguments: dict[str, Any]) -> Sequence[Outcome]:
         plan, place = self._plan, self._placed(None)
         await plan.lane.take_over(place)
-        try:
+        with place:
             given = plan.method(**arguments)
             if inspect.isawaitable(given):
                 given = await given
@@ -189,8 +190,6 @@ class Round:
                 if (close := getattr(given, "aclose", None)) is not None:
                     await close()
             return ()
-        finally:
-            plan.lane.release(place)
 
     def _outcomes(self, given: Any) -> Sequence[Outcome]:
         assert self.request is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 import torch
@@ -139,7 +140,21 @@ def app(**settings: Any) -> type[runner.App]:
 
 async def in_line(service: runner.Service, *numbers: int, path: str = "/", **body: Any) -> list[Asked]:
     """A caller for each number, all of them waiting for a place."""
+    before = service.lanes["waiting"]
     asked = [Asked(service, path, {"n": n, **body}) for n in numbers]
+    await waiting(service, before + len(numbers))
+    return asked
+
+
+async def waiting(service: runner.Service, count: int) -> None:
+    with anyio.fail_after(GUARD_SECONDS):
+        while service.lanes["waiting"] != count:
+            await anyio.lowlevel.checkpoint()
+
+
+async def settled(service: runner.Service, *numbers: int) -> list[Asked]:
+    """A caller for each number, come as far as they come by themselves."""
+    asked = [Asked(service, "/", {"n": n}) for n in numbers]
     await anyio.wait_all_tasks_blocked()
     return asked
 
@@ -206,7 +221,7 @@ async def test_after_a_batch_of_several_a_smaller_one_waits_for_as_many(tmp_path
         calls.let_go()
         for asked in (first, *pair):
             await asked.over()
-        (third,) = await in_line(service, 3)
+        (third,) = await settled(service, 3)
         assert len(calls.seen) == 2
         fourth = Asked(service, "/", {"n": 4})
         await all_over(calls, third, fourth)
@@ -244,12 +259,12 @@ async def test_who_gathers_and_leaves_again_gives_the_place_back(tmp_path: Path)
         calls, first = await held(service)
         pair = await in_line(service, 1, 2)
         await all_over(calls, first, *pair)
-        (third,) = await in_line(service, 3)
+        (third,) = await settled(service, 3)
         assert service.lanes["running"] == 1
         third.leave()
         await third.over()
         assert service.lanes["running"] == 0
-        await all_over(calls, *await in_line(service, 4, 5))
+        await all_over(calls, *await settled(service, 4, 5))
 
         assert calls.seen == [[0], [1, 2], [4, 5]]
 
@@ -309,7 +324,7 @@ async def test_a_bad_input_is_told_at_once_and_never_enters_a_batch(tmp_path: Pa
         others = [Asked(service, path, {"n": n}) for n in (1, "two", 3)]
         assert (await others[1].over()).status == 422
         assert others[1].json["detail"][0]["loc"] == ["body", "n"]
-        await anyio.wait_all_tasks_blocked()
+        await waiting(service, 2)
         await all_over(calls, first, *others)
 
         assert calls.seen == [[0], [1, 3]]
@@ -320,7 +335,7 @@ async def test_an_exception_in_an_items_place_is_the_answer_of_that_member_alone
     async with service_of(app(max_size=5), tmp_path) as service:
         calls, first = await held(service, path)
         others = [Asked(service, path, {"n": n, "does": does}) for n, does in enumerate(["", "teapot", "bug", "text", "fault"])]
-        await anyio.wait_all_tasks_blocked()
+        await waiting(service, 5)
         await all_over(calls, first, *others)
 
         assert [asked.status for asked in others] == [200, 418, 500, 500, 422]
@@ -339,7 +354,7 @@ async def test_a_wrong_length_a_wrong_type_or_an_error_is_a_500_for_that_batch_o
         calls, first = await held(service, path)
         others = await in_line(service, 1, 2, 3, 4, path=path, does=does)
         after = Asked(service, path, {"n": 5})
-        await anyio.wait_all_tasks_blocked()
+        await waiting(service, 5)
         await all_over(calls, first, *others, after)
 
         assert calls.seen == [[0], [1, 2, 3, 4], [5]]
@@ -600,7 +615,7 @@ async def together(service: runner.Service, path: str, *bodies: dict[str, Any], 
     """A batch of these members that has begun, and gives nothing after the first step until it is let go."""
     calls, first = await held(service, path, n=1)
     asked = [Asked(service, path, body, **headers) for body in bodies]
-    await anyio.wait_all_tasks_blocked()
+    await waiting(service, len(bodies))
     first.leave()
     await calls.until(lambda: len(calls.left) == 1 and len(calls.seen) == 2)
     return calls, asked
@@ -684,10 +699,8 @@ async def test_what_a_batch_prints_and_tells_of_its_progress_reaches_every_membe
 
     gate, heard = threading.Event(), []
     async with service_of(Told, tmp_path, Listening()) as service:
-        asked = [Asked(service, "/", {"n": 0}, id="first")]
-        await anyio.wait_all_tasks_blocked()
-        asked += [Asked(service, "/", {"n": n}, id=f"id,{n}") for n in (1, 2)]
-        await anyio.wait_all_tasks_blocked()
+        asked = [Asked(service, "/", {"n": n}, id=id) for n, id in enumerate(["first", "id,1", "id,2"])]
+        await waiting(service, 2)
         gate.set()
         events = []
         for each in asked:

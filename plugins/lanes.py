@@ -134,8 +134,9 @@ class Job:
         self.parent.on_cancel(self.follow)
         self.request.place = self
         if run_within is not None:
-            self._timer = self._loop.call_later(run_within, self._time_may_be_up, run_within, math.inf)
+            self._timer = self.lane.loop.call_later(run_within, self._time_may_be_up, run_within, math.inf)
         self.progress, self.began = "running", time.perf_counter()
+        self.future = self.lane.loop.create_future()
         self.future.set_result(None)
 
     def leave(self) -> None:
@@ -320,6 +321,7 @@ class Lane:
         """
         job.request.place = job
         job.progress, job.began = "running", time.perf_counter()
+        job.future = self.loop.create_future()
         job.parent.on_cancel(job.follow)
         self._go(job)
         try:

@@ -6,7 +6,7 @@ their own. The line is held by a job that does not end, so nothing but submits a
 Bodies are 60 bytes. Client and server share the machine's cores: over HTTP a number is what both
 together can do. Does not show large bodies, nor what running jobs cost.
 
-    python bench/queue.py
+    python bench/submits.py
 """
 
 from __future__ import annotations

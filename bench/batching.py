@@ -2,8 +2,8 @@
 
 Requests arrive at a fixed mean rate, at random moments (Poisson, the same ones for every server),
 whether or not earlier ones are answered, and a latency counts from the moment a request was due: a
-server that falls behind cannot hide it. The rate doubles until p99 passes the bound or a request
-fails, then the border is halved a few times. Shown are the highest rates held, medians over
+server that falls behind cannot hide it. The rate doubles until, twice in a row, p99 passes the bound
+or a request fails, then the border is halved a few times. Shown are the highest rates held, medians over
 alternating rounds, with the latencies there. All have one worker, batches of up to 32, and 5 ms to
 wait (`bench/peers/batch_*.py`); only one server runs at a time. The load comes from this machine,
 so on few cores it takes its share. Not shown: GPUs, streams, several workers, large inputs.
@@ -146,12 +146,12 @@ def climb(server: peers.Server, path: str, seconds: float, bound_ms: float) -> S
 
     uvloop.run(load(server.port, path, FIRST_RATE, 1))  # warm
     best, rate = Step(0, 0, 0, 0), float(FIRST_RATE)
-    while (step := holds(rate)) is not None:
+    while (step := holds(rate) or holds(rate)) is not None:
         best, rate = step, rate * 2
     low, high = best.rate or rate / 8, rate
     for _ in range(HALVINGS):
         middle = (low * high) ** 0.5
-        if (step := holds(middle)) is not None:
+        if (step := holds(middle) or holds(middle)) is not None:
             best, low = step, middle
         else:
             high = middle

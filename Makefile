@@ -25,7 +25,7 @@ run: setup  ## serve speech detection, send it a recording, serve on (ONCE=1 end
 	touch $@
 
 test: setup .venv-fal/.done  ## run all tests, those with the real fal package in an environment of its own
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n auto --dist loadfile
 
 soak: setup  ## the slow ones, hours: cancel each loop 1,000 times, race 10,000 times, kill a runner 2,000 times
 	RUNNER_SOAK=1000 .venv/bin/python -m pytest -q tests/test_cancellation_torch.py

@@ -30,7 +30,6 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 import pluggy
-import structlog
 
 HOUSE = str(Path(__file__).parent)
 __path__ = [HOUSE]  # `plugins/` and `schemas/` are runner.plugins, runner.schemas
@@ -55,6 +54,7 @@ from runner.plugins.files import Audio, CompressedFile, Depot, Image
 from runner.plugins.hookspecs import hookimpl
 from runner.plugins.life import Life
 from runner.plugins.loading import load_app, offer, prepare_path, start_spawned_children_with
+from runner.plugins.logs import get_logger
 from runner.plugins.progress import preview, progress
 from runner.plugins.realtime import Limits as SocketLimits
 from runner.plugins.realtime import Open, Talk, Wire, make_talk
@@ -85,7 +85,7 @@ from runner.schemas.problems import (
     stopped_problem,
 )
 from runner.schemas.queue import QueueStore
-from runner.schemas.request import Request, current_request, enter_request
+from runner.schemas.request import Request, current_request, enter_request, entering
 from runner.schemas.response import Response, json_response
 from runner.schemas.routes import Routes
 from runner.schemas.service import Answer, Check
@@ -94,11 +94,11 @@ from runner.schemas.settings import Settings, read_settings
 __all__ = [
     *names.__all__,
     "App", "Audio", "CompressedFile", "EventLog", "Header", "Image", "Service", "asgi", "assemble", "checkpoint",
-    "describe_app", "endpoint", "hookimpl",
+    "describe_app", "endpoint", "get_logger", "hookimpl",
     "main", "preview", "progress", "realtime", "shield",
 ]  # fmt: skip
 
-log = structlog.get_logger("runner")
+log = get_logger("runner")
 
 # --- an app and its endpoints ------------------------------------------------------------------
 
@@ -298,6 +298,7 @@ def assemble(app: AppSpec, settings: Settings, plugins: pluggy.PluginManager) ->
     for mounts in ask(plugins, "mount_app", service=service):
         service.routes.mount(mounts)
         service.sockets.mount(mounts)
+    service.enter = entering(ask(plugins, "enter_requests", service=service))
     service.interceptors = tuple(ask(plugins, "intercept_requests", service=service))
     service.added_headers = tuple(ask(plugins, "response_headers", service=service))
     service.error_maps = tuple(reversed(ask(plugins, "map_error", service=service)))
@@ -332,6 +333,7 @@ class Service:
     `assemble` fills in what is public and not set here; afterwards nothing of it changes.
     """
 
+    enter: Callable[[Request], None] = staticmethod(enter_request)
     interceptors: tuple[Callable[[Request], Response | None], ...] = ()
     added_headers: tuple[AddHeaders, ...] = ()
     error_maps: tuple[Callable[[BaseException], Response | None], ...] = ()
@@ -437,7 +439,7 @@ class Service:
         """Answer one request within its one cancel scope, which nobody else opens or owns."""
         request.depot = self.depot
         began, token = time.perf_counter(), request.token
-        enter_request(request)
+        self.enter(request)
         is_job = request.begin is not None  # nobody is at the other end: what is sent is stored
         ping_seconds = NEVER_SECONDS if is_job else self.settings.ping_seconds
         reply = Reply(request, send, () if is_job else self.added_headers, ping_seconds)
@@ -523,6 +525,8 @@ class Service:
 
     def _failure(self, request: Request, error: BaseException) -> Response:
         """What the caller reads of `error`. What nobody expected is logged with its traceback."""
+        if request.trace is not None:
+            request.trace.failed(error)
         if isinstance(error, RequestCancelled):
             return stopped_problem(request.token.reason or "client_cancelled")
         if isinstance(error, RunnerError) and not isinstance(error, ConfigError):
@@ -548,7 +552,7 @@ class Service:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         request = Request(scope=scope, path=path, token=token)
         request.id = _asked_id(request) or next(self._ids)
-        enter_request(request)
+        self.enter(request)
         wire = Wire(scope, receive, send, request.id or "")
         self.running_now.add(request)
         try:
@@ -681,7 +685,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target, settings, action = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ, Path.cwd())
         if (settings.supervise or settings.reload) and settings.listen_fd < 0 and action is None:
             importlib.import_module("runner.plugins.server").supervise(settings)
-        _configure_logging(settings)
+        if "observability" not in settings.no_plugin:
+            importlib.import_module("runner.plugins.observability").prepare(settings)
         prepare_path(target, settings.app_dir, HOUSE)
         start_spawned_children_with(__file__)
         plugins = load_plugins(settings)
@@ -689,7 +694,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             offer(modules)
         with waiting_for_a_better_one(settings):
             app = load_app(target, lambda found: _described(found, plugins))
-            _configure_logging(settings)  # again: what an app imports may turn structlog to itself, as fal does
             service = assemble(app, settings, plugins)
         if action == "openapi":
             return _print_openapi(service)
@@ -699,11 +703,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"runner: {error}\n")
         return WRONG_SETTING
-
-
-def _configure_logging(settings: Settings) -> None:
-    if "observability" not in settings.no_plugin:
-        importlib.import_module("runner.plugins.observability").configure_logging(settings.log_format, settings.log_level)
 
 
 def _print_openapi(service: Service) -> int:

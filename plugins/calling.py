@@ -79,7 +79,7 @@ class Steps:
             if pipe is not None and pipe.job is not None and (source is None or source.is_async):
                 raise RuntimeError(f"after {self.head_seconds:g} s the answer is a stream, and it cannot become {type(value).__name__}")
             if source is None:
-                return self.answer(value, arguments)
+                return self._answered(request, value, arguments)
             if source.is_async:
                 return source
             assert pipe is not None
@@ -107,7 +107,7 @@ class Steps:
                 value = await value
             source = self._source(value, request) if self.may_stream else None
             if source is None:
-                response = self.answer(value, arguments)
+                response = self._answered(request, value, arguments)
                 return as_event(response) if asks_for_events(request) else response
             if source.is_async:
                 place.kept = True
@@ -141,6 +141,12 @@ class Steps:
 
         response: Response = await self.lane.run(work, request, **self._limits(request))
         return response
+
+    def _answered(self, request: Request, value: Any, arguments: dict[str, Any]) -> Response:
+        if request.trace is None:
+            return self.answer(value, arguments)
+        with request.trace.part("encode", {}):
+            return self.answer(value, arguments)
 
     @contextmanager
     def _early_head(self, request: Request, arguments: dict[str, Any], pipe: Pipe) -> Iterator[None]:

@@ -16,7 +16,7 @@ from .hookspecs import hookimpl
 
 EXPOSED = (
     "x-fal-request-id, x-fal-billable-units, x-fal-error-type, x-fal-request-timeout-type, "
-    "x-fal-runner-hints, x-fal-served-from, retry-after, etag, content-range, content-disposition"
+    "x-fal-runner-hints, x-fal-served-from, x-runner-retried, retry-after, etag, content-range, content-disposition"
 )
 METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 PREFLIGHT_SECONDS = "600"  # Chromium keeps no answer longer than two hours; a wrong one should not stay

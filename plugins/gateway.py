@@ -21,12 +21,12 @@ from typing import Any
 
 import anyio
 import msgspec
-import structlog
 
 from ..schemas.problems import ConfigError
 from ..schemas.settings import Settings
+from .logs import get_logger
 
-log = structlog.get_logger("runner.gateway")
+log = get_logger("runner.gateway")
 
 Serve = Callable[[Settings, socket.socket], Awaitable[None]]
 

@@ -21,7 +21,6 @@ from typing import Any
 from uuid import uuid4
 
 import anyio
-import structlog
 
 from ..schemas.asgi import Message, Scope
 from ..schemas.endpoint import Endpoint
@@ -33,8 +32,9 @@ from ..schemas.response import Response, json_response
 from ..schemas.service import Call, Check, Route, ServiceView, Wrapper
 from .cancellation import Token
 from .hookspecs import hookimpl
+from .logs import get_logger
 
-log = structlog.get_logger("runner.health")
+log = get_logger("runner.health")
 
 START_PERIOD_SECONDS, TIMEOUT_SECONDS, THRESHOLD = 30, 5, 3  # fal's defaults (contract 9.1)
 TRIGGER, STOP = "x-fal-runner-health-check", "x-fal-stop-runner"

@@ -129,6 +129,16 @@ def observe_errors(service: ServiceView) -> Callable[[BaseException], None] | No
 
 
 @hookspec
+def enter_requests(service: ServiceView) -> Callable[[Request], None] | None:
+    """Return a function that is called first with every request, in the task that will serve it.
+
+    Asked once; called on the event loop, for jobs of the queue and for sockets too, so it must be
+    quick and must not raise. What it sets in context variables holds for all that the request does.
+    None: not interested.
+    """
+
+
+@hookspec
 def response_headers(service: ServiceView) -> Callable[[Request], list[tuple[bytes, bytes]]] | None:
     """Return a function whose headers are added to every HTTP answer.
 
@@ -156,7 +166,7 @@ def connection_protocol(service: ServiceView) -> ConnectionProtocol | None:
 
 @hookspec
 def observe_output(service: ServiceView) -> OnOutput | None:
-    """Return a function that is told of every line that the app prints, with the id of its request.
+    """Return a function that is told of every line that the app prints or logs, with the id of its request.
 
     Asked once; called in the thread that prints, at once, so it must be quick. What it raises is
     logged. Nobody is told without the plugin observability. None: not interested.

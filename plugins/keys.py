@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
-import structlog
 
 from ..schemas.problems import HTTPError
 from ..schemas.request import Request
@@ -22,8 +21,9 @@ from ..schemas.routes import compiled
 from ..schemas.service import Route, ServiceView
 from ..schemas.tokens import Tokens, is_known
 from .hookspecs import hookimpl
+from .logs import get_logger
 
-log = structlog.get_logger("runner.keys")
+log = get_logger("runner.keys")
 
 OPEN = {
     "GET": re.compile(r"/health(/live|/ready)?|/\.well-known/jwks\.json|/files/[^/]+/[^/]+"),

@@ -36,7 +36,6 @@ from types import TracebackType
 from typing import Any, Literal, cast
 
 import anyio
-import structlog
 
 from ..schemas.events import Stopped
 from ..schemas.problems import ServerError, not_taking
@@ -53,8 +52,9 @@ from .cancellation import (
     uninstall,
     unwind,
 )
+from .logs import get_logger
 
-log = structlog.get_logger("runner.lanes")
+log = get_logger("runner.lanes")
 
 Progress = Literal["waiting", "running", "over", "dropped"]
 MEMORY = 0.1  # weight of the newest run in the mean that Retry-After is guessed from; a number out of the air
@@ -102,6 +102,16 @@ class Job:
     def waited(self) -> float:
         """Seconds in the line."""
         return (self.began or time.perf_counter()) - self.asked
+
+    @property
+    def ran(self) -> float | None:
+        """Seconds in its place so far; None before it had one."""
+        return (self.ended or time.perf_counter()) - self.began if self.began else None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """CUDA memory at most while it ran in its thread; of all threads together."""
+        return self.call.peak_bytes
 
     # --- on the loop
 
@@ -225,6 +235,7 @@ class _OnLoop:
     layer = "returned"
     swallowed = 0
     error = None
+    peak_bytes = None
 
 
 class Lane:

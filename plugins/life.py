@@ -21,7 +21,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import anyio
-import structlog
 
 from ..schemas.app import Options
 from ..schemas.exits import MODEL_CHANGED, STUCK
@@ -31,8 +30,9 @@ from ..schemas.request import Request
 from ..schemas.settings import Settings
 from .cancellation import Call, Fingerprint, Limits
 from .lanes import Lane, start_timeout
+from .logs import get_logger
 
-log = structlog.get_logger("runner")
+log = get_logger("runner")
 
 GRACE_FOR_WORK = 0.8  # of the grace period; the rest is for cancelled work and teardown
 READERS_SECONDS = 0.5  # at the end of a drain, for those who only read to get the end of what they read

@@ -26,7 +26,7 @@ from . import hookspecs
 
 BUILT_IN = (
     "types", "files", "s3", "cors", "playground", "keys", "gpu", "fal", "queue", "health", "openapi", "events", "progress",
-    "metrics", "watchdog", "observability", "http1", "reloading",
+    "metrics", "traces", "watchdog", "observability", "http1", "reloading",
 )  # fmt: skip
 
 

@@ -81,6 +81,7 @@ class Reply:
         if self._request.method == "HEAD":
             return await self._part(b"", False)
         if self._streams_events:
+            self._request.streams = True
             with self._pings():
                 async for part in stream:
                     self._at_boundary = part.endswith(b"\n\n")

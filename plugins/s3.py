@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 import anyio
-import structlog
 
 from ..schemas.files import Content, safe_name
 from ..schemas.problems import ConfigError, HTTPError
@@ -35,11 +34,12 @@ from ..schemas.service import Route, ServiceView
 from ..schemas.settings import Settings
 from ..schemas.storing import FileDescription, FilePlace, content_disposition
 from .hookspecs import hookimpl
+from .logs import get_logger
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
 
-log = structlog.get_logger("runner.s3")
+log = get_logger("runner.s3")
 
 MiB = 1024 * 1024
 WEEK = 7 * 24 * 3600.0  # for which S3 signs at most

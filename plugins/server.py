@@ -12,6 +12,7 @@ setup ends it with code 1, after probes had a second to read why. The codes are 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import importlib
 import importlib.util
@@ -29,7 +30,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
-import structlog
 
 from ..schemas.app import AppSpec
 from ..schemas.asgi import ASGIApp, Receive, Scope, Send
@@ -38,6 +38,7 @@ from ..schemas.exits import RELOADED, SETUP_FAILED, STOPPED
 from ..schemas.health import Health, State
 from ..schemas.problems import ConfigError
 from ..schemas.settings import Settings
+from .logs import get_logger
 from .websocket import READ_BYTES, serve_handshake
 
 IDLE_SECONDS = 300  # fal's own keep-alive; hypercorn's default of 5 s cuts pooled clients off
@@ -47,9 +48,10 @@ FAILED_SECONDS = 1.0  # for probes to read why setup failed, where nobody starts
 EXIT_SECONDS = 2.0  # for the interpreter to end, once all is over
 OVERTIME_SECONDS = 0.6  # after the grace period; then the process ends whatever is left to do
 BACKLOG = 2048  # connections that wait to be accepted
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 READY_VARIABLE = "RUNNER_SUPERVISOR_FD"  # of plugins/supervising.py, which must not be imported for it
 
-log = structlog.get_logger("runner.server")
+log = get_logger("runner.server")
 
 
 class Runnable(Protocol):
@@ -164,6 +166,7 @@ async def _run(service: Runnable, settings: Settings, sock: socket.socket) -> in
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    _end_with_supervisor()
     service.url = url = url_of(sock, settings)
     service.health.watch(on_state)
     service.health.watch_replacement(on_replacement)
@@ -197,6 +200,12 @@ def _tell_supervisor() -> None:
     if descriptor := os.environ.pop(READY_VARIABLE, ""):
         os.write(int(descriptor), b"r")
         os.close(int(descriptor))
+
+
+def _end_with_supervisor() -> None:
+    """Have the kernel send SIGTERM when the parent dies: an orphan would hold the port that the next one needs."""
+    if READY_VARIABLE in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _has_uvloop() -> bool:

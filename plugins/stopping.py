@@ -14,14 +14,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Literal
 
 import anyio
-import structlog
 
 from ..schemas.endpoint import Endpoint
 from ..schemas.request import Request, enter_request
 from ..schemas.response import Response, json_response
 from ..schemas.service import Answer
+from .logs import get_logger
 
-log = structlog.get_logger("runner.stopping")
+log = get_logger("runner.stopping")
 
 CANCEL = "/cancel"
 REMEMBERED = 10_000  # ids of finished requests, so that a late cancel is told so; a number out of the air

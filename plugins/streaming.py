@@ -18,8 +18,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-import structlog
-
 from ..schemas.codec import Codec
 from ..schemas.events import ascii_only
 from ..schemas.foreign import headers_of, is_starlette
@@ -27,8 +25,9 @@ from ..schemas.problems import RequestCancelled, ServerError
 from ..schemas.request import Request
 from ..schemas.response import EVENTS, JSON, Response, StreamingResponse
 from .lanes import Job, Lane
+from .logs import get_logger
 
-log = structlog.get_logger("runner.streaming")
+log = get_logger("runner.streaming")
 
 AHEAD = 64 * 1024  # bytes that may wait for the reader, before another item is made
 OVERHEAD = 64  # bytes that an item counts besides its own; a number out of the air

@@ -81,7 +81,7 @@ class Teller:
         task.add_done_callback(self._waiting.discard)
 
     def _tell(self, request: Request, outcome: Outcome, seconds: float, stopped: Stopped | None) -> None:
-        client = request.scope.get("client")
+        client, place = request.scope.get("client"), request.place
         is_socket = request.scope.get("type") == "websocket"  # which always ends by somebody's leaving
         gone = not is_socket and request.token.reason == "client_disconnected"
         finished = Finished(
@@ -92,13 +92,16 @@ class Teller:
             route=outcome.route,
             status=499 if gone or not outcome.status else outcome.status,
             seconds=seconds,
-            waited=request.place.waited if request.place is not None else 0.0,
+            waited=place.waited if place is not None else 0.0,
             bytes_out=outcome.bytes_out,
             client=client[0] if client else None,
             error_type="client_disconnected" if gone else outcome.error_type,
             stopped=stopped,
             items=outcome.items,
             ended=outcome.why,
+            ran=place.ran if place is not None else None,
+            peak_bytes=place.peak_bytes if place is not None else None,
+            trace=request.trace,
         )
         for observe in self.observers:
             observe(finished)

@@ -16,12 +16,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-import structlog
-
 from ..schemas.service import ServiceView
 from .hookspecs import hookimpl
+from .logs import get_logger
 
-log = structlog.get_logger("runner.watchdog")
+log = get_logger("runner.watchdog")
 
 LOOK_SECONDS = 1.0
 

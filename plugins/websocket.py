@@ -16,11 +16,11 @@ from typing import Any
 from urllib.parse import unquote
 
 import h11
-import structlog
 
 from ..schemas.asgi import ASGIApp, Message, RawHeaders, Scope
+from .logs import get_logger
 
-log = structlog.get_logger("runner.websocket")
+log = get_logger("runner.websocket")
 
 READ_BYTES = 64 * 1024
 CLOSE_SECONDS = 1.0  # for the client to answer a close frame

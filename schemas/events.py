@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-OutputStream = Literal["stdout", "stderr"]
+if TYPE_CHECKING:
+    from .tracing import Trace
+else:  # msgspec reads the annotations, and travels light
+    Trace = Any
+
+OutputStream = Literal["stdout", "stderr", "debug", "info", "warn", "error"]  # printed, or logged at that level
 OnOutput = Callable[[str | None, OutputStream, str, float], None]  # request id, stream, line, Unix time
 
 
@@ -37,6 +42,9 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     route: str = ""  # a plugin's path as declared, when one answered
     items: int | None = None  # events of a stream, messages to the client of a socket
     ended: str | None = None  # why a socket ended: see `runner.plugins.realtime`
+    ran: float | None = None  # seconds in its place, once it had one
+    peak_bytes: int | None = None  # CUDA memory at most while it ran, where that is measured
+    trace: Trace | None = None
 
 
 Kind = Literal["queued", "started", "log", "progress", "output", "completed", "gap"]

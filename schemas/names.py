@@ -69,6 +69,7 @@ from .storing import (
     FileRepository,
     FileSink,
     FileStore,
+    FileTraffic,
     Repository,
     content_disposition,
     depot_of,
@@ -81,6 +82,7 @@ from .storing import (
     type_and_name,
 )
 from .tokens import Tokens, is_known
+from .tracing import Trace, part_of
 from .websocket import WebSocket, WebSocketDisconnect, WebSocketState
 
 __all__ = [
@@ -118,6 +120,7 @@ __all__ = [
     "FileRepository",
     "FileSink",
     "FileStore",
+    "FileTraffic",
     "Finished",
     "ForeignResponse",
     "HTTPError",
@@ -160,6 +163,7 @@ __all__ = [
     "State",
     "StreamingResponse",
     "Tokens",
+    "Trace",
     "Unfetchable",
     "Unstorable",
     "Video",
@@ -186,6 +190,7 @@ __all__ = [
     "json_response",
     "lifetime_of",
     "not_taking",
+    "part_of",
     "printable",
     "read_options",
     "safe_media_type",

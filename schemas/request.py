@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +14,7 @@ from .connection import Shortcuts
 
 if TYPE_CHECKING:
     from .storing import FileDepot
+    from .tracing import Trace
 
 
 class Cancellable(Protocol):
@@ -85,7 +86,9 @@ class Request:
         self.begin: Callable[[], Awaitable[None]] | None = None
         self.alone = False  # it begins once nobody else runs, and nobody else begins before it is through
         self.from_within = False  # the runner itself asks: nobody intercepts, and no hang-up is watched for
+        self.trace: Trace | None = None  # set as the request is entered, by the plugin that traces
         self.log: Any = None  # its EventLog, for requests that keep one
+        self.streams = False  # a stream of events is on its way out
         self.shortcuts: Shortcuts | None = None  # past ASGI, when a protocol of ours has it on a connection
         self._first: dict[bytes, bytes] | None = None
 
@@ -169,3 +172,16 @@ def current_request() -> Request:
 def enter_request(request: Request) -> None:
     """Make `request` the current one for the rest of this task and what it starts."""
     _current.set(request)
+
+
+def entering(functions: Sequence[Callable[[Request], None]]) -> Callable[[Request], None]:
+    """`enter_request`, and then each of `functions`, as one."""
+    if not functions:
+        return enter_request
+
+    def enter(request: Request) -> None:
+        _current.set(request)
+        for function in functions:
+            function(request)
+
+    return enter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -62,6 +62,8 @@ class RunningView(Protocol):
     def only_reads(self, request: Request, end: Callable[[], object] | None = None) -> None:
         """`request` only tells of others: a drain does not wait for it, and has `end` end it, or else its token."""
         ...
+
+    def __iter__(self) -> Iterator[Request]: ...
 
     def stop(self, request: Request, reason: str) -> None:
         """Stop `request`: by its author's cancel endpoint if there is one, then by its token."""

@@ -13,18 +13,20 @@ import logging
 import mimetypes
 import os
 import re
+import threading
 import uuid
 import warnings
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import quote
 
 import msgspec
 
 from .request import Request, current_request, lifecycle_of
+from .tracing import part_of
 
 if TYPE_CHECKING:
     from .files import Content
@@ -92,10 +94,23 @@ class FileStore(Protocol):
         ...
 
 
+class FileTraffic:
+    """Bytes of files that went each way since the start. Any thread may count."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.bytes = {"fetched": 0, "made": 0, "uploaded": 0}  # for inputs, as outputs, by callers
+
+    def count(self, way: Literal["fetched", "made", "uploaded"], size: int) -> None:
+        with self._lock:
+            self.bytes[way] += size
+
+
 class FileDepot(Protocol):
     """One service's door to the world of files."""
 
     store: FileStore
+    traffic: FileTraffic
 
     def fetch(self, url: str, gone: Callable[[], bool], errand: Errand = PLAIN_ERRAND) -> Content:
         """The bytes behind `url`, its own or another's. Raises Unfetchable, or RequestCancelled once `gone()`."""
@@ -265,8 +280,10 @@ def store_output(source: bytes | Path, content_type: str, name: str, wishes: Map
     if depot is None:
         return None
     file = FileDescription(name=name, content_type=safe_media_type(content_type), seconds=lifetime_of(wishes))
-    place = depot.store.place(file)
-    store_file(depot.store, place, [source] if isinstance(source, bytes) else file_chunks(source))
+    place, size = depot.store.place(file), len(source) if isinstance(source, bytes) else source.stat().st_size
+    with part_of(request, "files", {"runner.file.way": "store", "runner.file.bytes": size}):
+        store_file(depot.store, place, [source] if isinstance(source, bytes) else file_chunks(source))
+    depot.traffic.count("made", size)
     return depot.absolute(place.url, request)
 
 

@@ -37,9 +37,18 @@ class FakeDevice:
     """Does nothing until it is waited for."""
 
     def __init__(self) -> None:
-        self.given = self.done = self.waits = self.bytes = 0
+        self.given = self.done = self.waits = self.most = self.bytes = 0
         self.capturing = self.broken = False
         self.furthest = 0
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    @bytes.setter
+    def bytes(self, value: int) -> None:
+        self._bytes = value
+        self.most = max(self.most, value)
 
     def give(self) -> None:
         self.given += 1
@@ -53,6 +62,12 @@ class FakeDevice:
 
     def allocated(self) -> int:
         return self.bytes
+
+    def peak(self) -> int:
+        return self.most
+
+    def forget_peak(self) -> None:
+        self.most = 0
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +128,7 @@ async def test_after_a_cancel_the_place_is_free_once_the_device_stands_still() -
 
     def work(begun: Any) -> None:
         begun()
+        device.bytes = 300
         device.bytes = 100
         while True:
             step()
@@ -121,7 +137,7 @@ async def test_after_a_cancel_the_place_is_free_once_the_device_stands_still() -
 
     assert isinstance(call.error, RequestCancelled)
     assert device.done == device.given
-    assert call.bytes_left == 100
+    assert (call.bytes_left, call.peak_bytes) == (100, 300)
     worker.close()
 
 

@@ -76,6 +76,7 @@ def caused(error: Exception, by: Exception) -> Exception:
         (RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":1016'), "memory"),
         (RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB)"), "memory"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "memory"),
+        (OnnxRuntimeFail("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 8589934592"), "memory"),
         (MemoryError(), "memory"),
         (ValueError("triton x"), None),
         (ValueError("CUDA error: an illegal memory access was encountered"), None),

@@ -9,6 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+from runner.plugins import health as checks
+from runner.schemas.health import HealthCheck
+from runner.schemas.settings import Settings
 from serving import Runner, serving, written
 
 APP = """
@@ -105,6 +108,13 @@ def test_check_68_the_check_passes_the_limit_of_places(tmp_path: Path) -> None:
         assert runner.get("/health/ready").status_code == 200
 
 
+def test_check_68_by_default_it_is_a_post_every_15_seconds_and_the_third_failure_counts() -> None:
+    """Contract 9.1. That a supervised runner is then replaced is in test_supervising.py."""
+    assert Settings().health_seconds == 15
+    assert (checks.START_PERIOD_SECONDS, checks.TIMEOUT_SECONDS, checks.THRESHOLD) == (30, 5, 3)
+    assert HealthCheck() == HealthCheck(call_regularly=True, method=None)
+
+
 def test_a_failure_within_the_start_period_does_not_count(tmp_path: Path) -> None:
     with serving(app(tmp_path, "failure_threshold=1", how="raises"), "--health-seconds", "0.05") as runner:
         line = runner.wait_for("health_check.failed", times=3)
@@ -144,7 +154,7 @@ def test_an_answer_can_ask_for_the_process_to_be_replaced_and_its_caller_does_no
 
 @pytest.mark.parametrize("define", ["def", "async def"])
 def test_without_a_check_of_its_own_the_apps_health_is_asked(tmp_path: Path, define: str) -> None:
-    """Check 9: what it raises is said on /health, and not ready after three times."""
+    """Check 9: what it raises is said on /health."""
     source = f"""
 import pathlib
 import runner

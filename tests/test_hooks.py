@@ -55,7 +55,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(
         tmp_path_factory.mktemp("plugin"),
         """
-import asyncio, contextlib, sys, types
+import asyncio, contextlib, contextvars, sys, types
 import runner
 
 __version__ = "1.2.3"
@@ -143,6 +143,12 @@ def register_routes(service):
 def map_error(service):
     return lambda error: runner.Response("not found", 410) if isinstance(error, LookupError) else None
 
+ENTERED = contextvars.ContextVar("entered", default="")
+
+@runner.hookimpl
+def enter_requests(service):
+    return lambda request: ENTERED.set(request.path)
+
 @runner.hookimpl
 def observe_errors(service):
     def hear(error):
@@ -152,7 +158,7 @@ def observe_errors(service):
 
 @runner.hookimpl
 def response_headers(service):
-    return lambda request: [(b"x-app", service.app.name.encode())]
+    return lambda request: [(b"x-app", service.app.name.encode()), (b"x-entered", ENTERED.get().encode())]
 
 @runner.hookimpl
 def observe_requests(service):
@@ -242,6 +248,7 @@ class Foreign:
         assert served.get("/greet/you").text == "hello you"
         assert served.get("/health/live").text == "mine"
         assert served.get("/nowhere").headers["x-app"] == "Plain"
+        assert served.get("/nowhere").headers["x-entered"] == "/nowhere"
         with socket.create_connection(("127.0.0.1", served.port)) as caller:
             caller.sendall(b"BREW /coffee HTTP/1.1\r\n\r\n")
             assert caller.recv(100).startswith(b"HTTP/1.1 418")
@@ -255,7 +262,7 @@ class Foreign:
     assert said[0] == "entered"
     assert said[-3:] == ["teapots closed", "teardown", "left"]
     (listed,) = served.events("plugins.loaded")
-    assert any(line.startswith("stranger 1.2.3 (connection_protocol, describe_app, file_store, health_checks") for line in listed["plugins"])
+    assert any(line.startswith("stranger 1.2.3 (connection_protocol, describe_app, enter_requests, file_store, health_checks") for line in listed["plugins"])
 
 
 def test_the_stranger_answers_all_hooks_that_there_are(stranger: Path) -> None:

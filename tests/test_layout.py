@@ -13,6 +13,7 @@ from serving import HOUSE
 FLOORS = {
     "runner.schemas": 0,
     "runner.plugins.hookspecs": 1,
+    "runner.plugins.logs": 1,
     "runner.plugins.cancellation": 2,
     "runner.plugins.addresses": 2,
     "runner.plugins.eventlog": 2,

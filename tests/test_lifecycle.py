@@ -323,17 +323,18 @@ class Three(runner.App):
 
 
 def test_check_12_health_never_waits_for_a_place(tmp_path: Path) -> None:
-    """Behaviour 5: with all places taken, health says busy, which is ready for probes."""
+    """Behaviour 5: with all places taken by methods that block, health says busy, which is ready for probes."""
     with serving(written(tmp_path, PLACES.format(places=1))) as runner, ThreadPoolExecutor() as callers:
         held = callers.submit(runner.post, "/hold")
         runner.wait_for("app.output", text="holding")
         health, ready = runner.get("/health"), runner.get("/health/ready")
+        live, metrics = runner.get("/health/live"), runner.get("/metrics")
         runner.process.kill()
         held.exception()
 
     assert (health.status_code, health.json()["status"]) == (200, "busy")
     assert health.json()["lanes"] == {"places": 1, "running": 1, "waiting": 0, "ghosts": 0}
-    assert ready.status_code == 200
+    assert (ready.status_code, live.status_code, metrics.status_code) == (200, 200, 200)
 
 
 def test_whoever_finds_the_line_full_is_told_when_to_come_back(tmp_path: Path) -> None:

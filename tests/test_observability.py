@@ -24,6 +24,7 @@ import pluggy
 import pytest
 import structlog
 from runner.plugins import hookspecs, observability
+from runner.plugins.logs import channel
 from runner.plugins.observability import Journal, configure_logging
 from runner.schemas.events import Finished, Stopped
 from runner.schemas.request import Request, enter_request
@@ -36,6 +37,7 @@ from structlog.testing import capture_logs
 def _as_it_was() -> Iterator[None]:
     handlers, level = logging.root.handlers[:], logging.root.level
     yield
+    channel.close()
     structlog.reset_defaults()
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)

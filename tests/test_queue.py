@@ -291,7 +291,7 @@ def test_check_48_logs_come_when_asked(queue: Queue, asked: str) -> None:
 
     (line,) = queue.status(id, logs=asked).json()["logs"]
     assert (line["message"], line["level"], line["source"]) == ("prompt is x", "STDOUT", "USER")
-    assert line["labels"] == {"fal_request_id": id}
+    assert line["labels"]["fal_request_id"] == id
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00", line["timestamp"])
     assert queue.status(id, logs="0").json()["logs"] == queue.status(id, logs="false").json()["logs"] == []
 

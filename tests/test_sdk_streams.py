@@ -6,6 +6,7 @@ or by the one place where it opens a socket.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -189,9 +190,12 @@ def packages() -> Path:
     if npm is None:
         pytest.skip("Node is not installed")
     folder = HOUSE / ".node"
-    if not all((folder / "node_modules" / name.rpartition("@")[0]).is_dir() for name in NODE_PACKAGES):
-        command = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--no-package-lock", *NODE_PACKAGES]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+    folder.mkdir(exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may run tests of this checkout too
+        if not all((folder / "node_modules" / name.rpartition("@")[0]).is_dir() for name in NODE_PACKAGES):
+            command = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--no-package-lock", *NODE_PACKAGES]
+            subprocess.run(command, check=True, capture_output=True, timeout=300)
     return folder / "node_modules"
 
 

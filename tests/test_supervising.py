@@ -239,6 +239,14 @@ def test_a_second_signal_kills_both_at_once(tmp_path: Path) -> None:
     assert not Path(f"/proc/{child}").exists()
 
 
+def test_a_child_drains_when_its_parent_is_gone(tmp_path: Path) -> None:
+    with supervised(tmp_path) as runner:
+        runner.process.kill()
+        runner.wait_for("server.stopped")
+
+        assert runner.events("server.stopping", signal="SIGTERM")
+
+
 def test_a_wrong_app_is_not_tried_again(tmp_path: Path) -> None:
     command = [sys.executable, HOUSE / "runner.py", "nowhere:App", "--supervise", "--port", "0"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)

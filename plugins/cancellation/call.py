@@ -58,6 +58,7 @@ class Call:
         self.layer = "returned"
         self.swallowed = 0
         self.retire = False
+        self.peak_bytes: int | None = None  # on the GPU at most; of all threads together
         self.bytes_left = 0  # on the GPU after a cancel, more than before; of all threads together
         self.children: set[Call] = set()  # in threads that the work started
         self.lock = threading.Lock()  # owned for moments, by `send` and by the end of `invoke`

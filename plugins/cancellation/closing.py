@@ -38,6 +38,8 @@ class Closing:
     def before(cls, call: Call) -> Closing:
         boundary.look_for_torch()
         allocated = boundary.governor.device.allocated() if boundary.governor is not None else 0
+        if boundary.governor is not None and call.parent is None:
+            boundary.governor.device.forget_peak()
         return cls(torch_state.look(is_child=call.parent is not None), allocated)
 
     def after(self, call: Call) -> None:
@@ -59,6 +61,8 @@ class Closing:
             call.swallowed = max(0, call.raised - sum(map(is_cancel, chain(error))))
             if call.layer != "ghost" and error is not None and is_cancel(error):
                 call.layer = call.raised_by if call.raised else "scope"
+        if boundary.governor is not None and call.parent is None:
+            call.peak_bytes = boundary.governor.device.peak()
         threads.part(call)
         if self.state is not None and not self.state.close(restore=cancelled):
             call.retire = True

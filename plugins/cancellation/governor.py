@@ -47,6 +47,11 @@ class Device(Protocol):
     def mark(self) -> Mark: ...
     def is_capturing(self) -> bool: ...
     def allocated(self) -> int: ...
+    def peak(self) -> int:
+        """Bytes allocated at most since `forget_peak`."""
+        ...
+
+    def forget_peak(self) -> None: ...
 
 
 class Cuda:
@@ -64,6 +69,12 @@ class Cuda:
 
     def allocated(self) -> int:
         return int(self._cuda.memory_allocated())
+
+    def peak(self) -> int:
+        return int(self._cuda.max_memory_allocated())
+
+    def forget_peak(self) -> None:
+        self._cuda.reset_peak_memory_stats()
 
 
 class _Ring(threading.local):

@@ -4,6 +4,9 @@
 its own under the same token, so a library that generates in one thread and reads in another stops
 in both. A pool's threads belong to the pool and inherit nothing; the jobs given to it do.
 
+Context variables are inherited too, from an async method as well: what a thread prints and logs
+belongs to the request that it was started for.
+
 When the request is over, children that still run are left to themselves: a thread that is meant to
 outlive the request may. After a cancel that is once none of them is at work any more; one that
 waits (for a queue, a lock, an event) counts as not at work, and cannot be stopped either.
@@ -11,6 +14,7 @@ waits (for a queue, a lock, an event) counts as not at work, and cannot be stopp
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import threading
 import time
@@ -19,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, thread
 from typing import TYPE_CHECKING, Any
 
 from ...schemas.problems import RequestCancelled
+from ...schemas.request import current_request
 from . import landing
 from .here import here
 
@@ -44,15 +49,20 @@ class Inheritance:
         @functools.wraps(plain_start)
         def start(self: Any) -> None:
             call = here.call
-            if call is not None and getattr(self, "_target", None) is not thread._worker:
-                self.run = _thread_of(call, self.run)
+            if not _is_a_pools(self):
+                if call is not None:
+                    self.run = _thread_of(call, _in_context(self.run))
+                elif current_request().id is not None:
+                    self.run = _in_context(self.run)
             plain_start(self)
 
         @functools.wraps(plain_submit)
         def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
             call = here.call
             if call is not None:
-                fn = _job_of(call, fn)
+                fn = _job_of(call, _in_context(fn))
+            elif current_request().id is not None:
+                fn = _in_context(fn)
             return plain_submit(self, fn, *args, **kwargs)
 
         threading.Thread.start = start  # type: ignore[method-assign]
@@ -68,6 +78,15 @@ class Inheritance:
 
 
 inheritance = Inheritance()
+
+
+def _is_a_pools(started: threading.Thread) -> bool:
+    """Whether a pool keeps this thread for whoever comes: of the standard library, or anyio's own."""
+    return getattr(started, "_target", None) is thread._worker or type(started).__module__.startswith("anyio.")
+
+
+def _in_context(run: Callable[..., Any]) -> Callable[..., Any]:
+    return functools.partial(contextvars.copy_context().run, run)
 
 
 def _child(parent: Call) -> Call:

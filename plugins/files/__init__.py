@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import structlog
 
 from ...schemas.endpoint import Endpoint
 from ...schemas.files import Download, Loc
@@ -32,6 +31,7 @@ from ...schemas.service import BindWrapper, Call, Route, ServiceView, Wrapper
 from ...schemas.settings import Settings
 from ...schemas.storing import FileDepot, FileStore, enter_depot
 from ..hookspecs import hookimpl
+from ..logs import get_logger
 from .archives import CompressedFile
 from .depot import Depot
 from .fetching import Fetcher
@@ -49,7 +49,7 @@ __all__ = [
     "holds_files", "lifespan", "register_routes", "wrap_bind", "wrap_call",
 ]  # fmt: skip
 
-log = structlog.get_logger("runner.files")
+log = get_logger("runner.files")
 
 SWEEP_SECONDS = 60.0
 REMAINS_EVERY = 24 * 60  # sweeps; the first is one of them

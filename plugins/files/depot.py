@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 from ...schemas.files import Content, Unfetchable
 from ...schemas.origins import Origins
-from ...schemas.request import Request
+from ...schemas.request import Request, current_request
 from ...schemas.settings import Settings
-from ...schemas.storing import PLAIN_ERRAND, Errand, FileStore
+from ...schemas.storing import PLAIN_ERRAND, Errand, FileStore, FileTraffic
+from ...schemas.tracing import part_of
 from .fetching import Fetcher
 
 HOST = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?", re.ASCII)
@@ -24,10 +25,10 @@ FALS = re.compile(r"(?:^|\.)(?:fal\.run|fal\.ai|fal\.media|falrun\.com)(?::\d+)?
 
 
 class Depot:
-    """See `runner.schemas.storing.FileDepot`. Has no state of its own."""
+    """See `runner.schemas.storing.FileDepot`. Owns the count of bytes, and no other state."""
 
     def __init__(self, store: FileStore, settings: Settings, own_url: Callable[[], str] = lambda: "") -> None:
-        self.store = store
+        self.store, self.traffic = store, FileTraffic()
         self._public_url = settings.public_url.rstrip("/")
         self._own_url = own_url
         self._origins = Origins(settings.trusted_proxy)
@@ -35,6 +36,12 @@ class Depot:
         self._fetcher = Fetcher(allowed_hosts=settings.allow_private_hosts, max_bytes=settings.max_file_bytes)
 
     def fetch(self, url: str, gone: Callable[[], bool], errand: Errand = PLAIN_ERRAND) -> Content:
+        with part_of(current_request(), "files", {"runner.file.way": "fetch", "url.scheme": url.partition(":")[0][:20]}):
+            content = self._fetched(url, gone, errand)
+        self.traffic.count("fetched", content.size)
+        return content
+
+    def _fetched(self, url: str, gone: Callable[[], bool], errand: Errand) -> Content:
         content = self.store.read(url)
         if content is None:
             return self._fetcher(url, gone, errand)

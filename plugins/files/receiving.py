@@ -109,7 +109,7 @@ class Receiving:
     ) -> dict[str, Any]:
         file = description(request, content_type, name)
         place = self._store.place(file)
-        size = await pour(chunks, functools.partial(self._store.write, place))
+        size = await self._taken(chunks, functools.partial(self._store.write, place))
         return {
             "url": self._depot.absolute(place.url, request),
             "content_type": file.content_type,
@@ -151,14 +151,14 @@ class Receiving:
     async def put(self, request: Request) -> Response:
         upload = request.path_parameters["upload"]
         about = await _in_thread(functools.partial(self._uploads.about, upload, open=True))
-        await pour(_body(request), functools.partial(self._store.write, about.place))
+        await self._taken(_body(request), functools.partial(self._store.write, about.place))
         await _in_thread(self._uploads.finish, upload)
         return json_response({"url": about.url})
 
     async def part(self, request: Request) -> Response:
         number = int(request.path_parameters["part"])
         sink = await _in_thread(self._uploads.part, request.path_parameters["upload"], number)
-        await pour(_body(request), lambda: sink)
+        await self._taken(_body(request), lambda: sink)
         etag = f'"{sink.etag}"'
         # Some clients read the header, others the body (contract 4.4).
         return json_response({"partNumber": number, "etag": etag}, headers={"etag": etag})
@@ -175,6 +175,11 @@ class Receiving:
         sent = _read(request, Sent)
         about = await _in_thread(self._uploads.complete, request.path_parameters["upload"], sent.parts)
         return json_response({"url": about.url, "access_url": about.url})
+
+    async def _taken(self, chunks: AsyncIterator[bytes], begin: Callable[[], FileSink]) -> int:
+        size = await pour(chunks, begin)
+        self._depot.traffic.count("uploaded", size)
+        return size
 
     def _base(self, request: Request) -> str:
         """Where this client shall send the rest of its upload.

@@ -87,7 +87,7 @@ class Plugin:
 
     async def _find_out(self, fault: Fault) -> None:
         wrong = await canary(self._device, self._seconds)
-        log.log(40 if wrong else 20, "gpu.canary", wrong=wrong, after=fault.reason)
+        (log.error if wrong else log.info)("gpu.canary", wrong=wrong, after=fault.reason)
         if wrong and not self._is_lost:
             self._is_lost = True
             self._service.give_up(GPU_LOST, f"the GPU {wrong}, after {fault.reason}")

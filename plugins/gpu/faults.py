@@ -45,6 +45,7 @@ MEMORY_SIGNS = (
     "HIP error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED",
     "CUSPARSE_STATUS_ALLOC_FAILED", "CUFFT_ALLOC_FAILED", "NVML_SUCCESS == r INTERNAL ASSERT FAILED",
     "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED.", "CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation",
+    "RESOURCE_EXHAUSTED: Out of memory", "Failed to allocate memory for requested buffer",  # XLA, onnxruntime
     "Triton Error [CUDA]: out of memory", "DefaultCPUAllocator: can't allocate memory",
 )  # fmt: skip
 DEVICE_SIGNS = re.compile(

@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol
 
 import httptools
 import msgspec
-import structlog
 
 from ...schemas.asgi import ASGIApp, RawHeaders
 from ...schemas.connection import SHORTCUTS, HandOver
+from ..logs import get_logger
 from .exchange import Exchange
 from .heads import WATCHED, Framing, Refused, framing, take_apart
 
@@ -29,7 +29,7 @@ PIPELINED = 8  # requests kept while one is answered
 METHODS = {method.encode(): method for method in ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")}
 ASGI = {"version": "3.0", "spec_version": "2.3"}
 
-log = structlog.get_logger("runner.http1")
+log = get_logger("runner.http1")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

@@ -77,8 +77,8 @@ def mount_app(service: ServiceView) -> list[Mount]:
 
 
 @hookimpl
-def observe_output(service: ServiceView) -> OnOutput:
-    return dispatcher_of(service).on_output
+def observe_output(service: ServiceView) -> OnOutput | None:
+    return None if service.app.options.private_logs else dispatcher_of(service).on_output
 
 
 def signing_key_of(service: ServiceView) -> Path:

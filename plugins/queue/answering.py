@@ -82,6 +82,8 @@ class Answers:
         given = request.id or ""
         id = given if len(given) <= LONGEST_ID and ID.fullmatch(given) else str(uuid4())
         path, query = self._endpoint_path(request), _query(request)
+        traced = request.trace.headers() if request.trace is not None else {}  # its job goes on in the same trace
+        passed = {name: value for name, value in headers.items() if name not in OURS and not name.startswith("x-forwarded-")}
         key = headers.get("idempotency-key") or headers.get("x-fal-idempotency-key")
         return Job(
             id=id,
@@ -89,7 +91,7 @@ class Answers:
             path=path,
             query=query,
             origin=self._origins.of(request),
-            headers=tuple((name, value) for name, value in headers.items() if name not in OURS and not name.startswith("x-forwarded-")),
+            headers=tuple({**passed, **traced}.items()),
             submitted=now,
             start_by=_start_by(headers, now),
             priority=_priority(headers),

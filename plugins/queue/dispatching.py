@@ -25,7 +25,6 @@ from uuid import uuid4
 
 import anyio
 import msgspec
-import structlog
 
 from ...schemas.asgi import Message, Scope
 from ...schemas.endpoint import Endpoint
@@ -48,10 +47,11 @@ from ...schemas.routes import compiled
 from ...schemas.service import ServiceView
 from ..cancellation import Token
 from ..eventlog import EventLog
+from ..logs import get_logger
 from .line import Line
 from .retries import CRASHES, is_tried_again, may_run_after_crash, pause
 
-log = structlog.get_logger("runner.queue")
+log = get_logger("runner.queue")
 
 RECENT = 1000  # ended jobs that are kept at hand, so that the last polls cost no look into the store
 LOG_LINES = 10_000  # kept of one job
@@ -326,7 +326,8 @@ class Dispatcher:
         if live is None or len(live.logs) > LOG_LINES:
             return
         told = line if len(live.logs) < LOG_LINES else f"what comes after {LOG_LINES} lines is not kept"
-        entry = LogLine(message=told, level=stream.upper(), timestamp=iso(when), labels={"fal_request_id": live.job.id})
+        labels = {"fal_request_id": live.job.id, "fal_endpoint": live.job.path}
+        entry = LogLine(message=told, level=stream.upper(), timestamp=iso(when), labels=labels)
         live.logs.append(entry)
         if live.log is not None:
             live.log.append("log", entry)

@@ -28,13 +28,13 @@ from urllib.parse import urlsplit
 
 import anyio
 import msgspec
-import structlog
 
 from ...schemas.files import Unfetchable
 from ...schemas.queue import Delivery, Job, JobOutcome, JobState, QueueStore, Unstorable
 from ..addresses import addresses_of, canonical_host, host_and_port, is_address, is_public
+from ..logs import get_logger
 
-log = structlog.get_logger("runner.webhooks")
+log = get_logger("runner.webhooks")
 
 SECONDS = 15.0  # for one attempt
 ATTEMPTS = 11

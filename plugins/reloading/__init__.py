@@ -12,21 +12,23 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from ...schemas.exits import RELOADED
 from ...schemas.problems import ConfigError
 from ...schemas.service import ServiceView
 from ...schemas.settings import Settings
 from ..hookspecs import hookimpl
+from ..logs import get_logger
 
-log = structlog.get_logger("runner.reload")
+log = get_logger("runner.reload")
+
+LOADING_SINCE = time.time_ns()  # this module is imported before the app is
 
 
 @hookimpl
@@ -57,9 +59,12 @@ def waiting_for_a_better_one(settings: Settings) -> Iterator[None]:
 def _wait_for_change(settings: Settings) -> None:
     from watchfiles import watch
 
-    from .watching import QUIET_MILLISECONDS, modules_of_app
+    from .watching import LOOK_MILLISECONDS, QUIET_MILLISECONDS, modules_of_app, stamp_of
 
     folders: set[Any] = {sys.path[0], *(Path(file).parent for _, file in modules_of_app())}
     folders |= {Path(name).resolve().parent for name in settings.plugin if Path(name).is_file()}
     log.info("reload.waiting", folders=sorted(map(str, folders)), help="change a file and it is tried again")
-    next(iter(watch(*folders, recursive=False, step=QUIET_MILLISECONDS)))
+    for changes in watch(*folders, recursive=False, step=QUIET_MILLISECONDS, rust_timeout=LOOK_MILLISECONDS, yield_on_timeout=True):
+        files = (str(file) for folder in folders for file in Path(folder).glob("*.py"))
+        if changes or any((stamp := stamp_of(file)) and stamp[0] > LOADING_SINCE for file in files):
+            return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -10,17 +11,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 
-import structlog
-
 from ...schemas.exits import RELOADED
 from ...schemas.service import ServiceView
+from ..logs import get_logger
+from . import LOADING_SINCE
 from .editions import Edition
 from .reach import judge
 from .swap import swap
 
-log = structlog.get_logger("runner.reload")
+log = get_logger("runner.reload")
 
+Stamp = tuple[int, int] | None  # nanoseconds since 1970, bytes; None: not there
 QUIET_MILLISECONDS = 50  # without another change, after which a file is taken to be written
+LOOK_MILLISECONDS = 1000  # the files are looked at without a notice too
 
 
 @asynccontextmanager
@@ -41,18 +44,30 @@ class Reloading:
         self._editions: dict[str, Edition] = {}
         self._plugins = {str(Path(name).resolve()) for name in service.settings.plugin if name.endswith(".py")}
         self._configured = {str(Path(name).resolve()) for name in ("runner.toml", "pyproject.toml") if Path(name).is_file()}
+        self._stamps: dict[str, Stamp] = {}
         self._learn()
+        self.changed()
 
     async def watch(self) -> None:
-        from watchfiles import awatch  # only who develops needs it
+        from watchfiles import awatch
 
+        if late := [file for file in self._editions if (stamp := stamp_of(file)) and stamp[0] > LOADING_SINCE]:
+            return self._restart(f"{Path(late[0]).name} changed while the app was loaded")
         while True:
             folders = {str(Path(file).parent) for file in (*self._editions, *self._plugins, *self._configured)}
             log.info("reload.watching", folders=sorted(folders))
-            async for changed in awatch(*folders, recursive=False, debounce=1000, step=QUIET_MILLISECONDS):
-                self.look({path for _, path in changed})
+            async for _ in awatch(*folders, recursive=False, step=QUIET_MILLISECONDS, rust_timeout=LOOK_MILLISECONDS, yield_on_timeout=True):
+                if paths := self.changed():
+                    self.look(paths)
                 if not {str(Path(file).parent) for file in self._editions} <= folders:
                     break  # a module from another folder was imported
+
+    def changed(self) -> set[str]:
+        """The files that are others than when last asked. The notices only wake us: some get lost, or come before we listen."""
+        now = {file: stamp_of(file) for file in (*self._editions, *self._plugins, *self._configured)}
+        changed = {file for file, stamp in now.items() if file in self._stamps and stamp != self._stamps[file]}
+        self._stamps = now
+        return changed
 
     def look(self, paths: Iterable[str]) -> None:
         """Some files may have changed: swap, or ask for a restart."""
@@ -98,6 +113,14 @@ class Reloading:
                     self._editions[file] = Edition(file, Path(file).read_text())
                 except (OSError, UnicodeDecodeError, SyntaxError):
                     continue  # it has changed since it was imported; the next change will tell
+
+
+def stamp_of(file: str) -> Stamp:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def modules_of_app() -> Iterator[tuple[ModuleType, str]]:

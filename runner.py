@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 if __name__ == "__mp_main__":  # a child that multiprocessing spawned; `main` took our folder off its path
     sys.path.insert(0, HOUSE)
 
+from runner.plugins.batching import make_batched_call
 from runner.plugins.bodies import (
     Disconnected,
     Stream,
@@ -52,7 +53,6 @@ from runner.plugins.driving import Drivers
 from runner.plugins.eventlog import EventLog, EventLogs
 from runner.plugins.files import Audio, CompressedFile, Depot, Image
 from runner.plugins.hookspecs import hookimpl
-from runner.plugins.ids import asked_id, new_ids
 from runner.plugins.life import Life
 from runner.plugins.loading import (
     load_app,
@@ -74,6 +74,7 @@ from runner.plugins.types import Header, bind, describe
 from runner.schemas import names
 from runner.schemas.app import AppSpec, derive_alias, read_options
 from runner.schemas.asgi import Receive, Scope, Send
+from runner.schemas.batch import Batch
 from runner.schemas.codec import Codec
 from runner.schemas.connection import ConnectionProtocol, Shortcuts
 from runner.schemas.declared import (
@@ -86,6 +87,7 @@ from runner.schemas.declared import (
 from runner.schemas.endpoint import Endpoint, Mark, OnDisconnect, Retry, check_path, realtime_mode
 from runner.schemas.events import OnOutput
 from runner.schemas.health import Health, HealthCheck, State
+from runner.schemas.ids import asked_id, new_ids
 from runner.schemas.names import *  # noqa: F403 # all that plugins need of the lowest floor
 from runner.schemas.problems import (
     ConfigError,
@@ -125,11 +127,13 @@ def endpoint(
     timeout: float | None = None,
     on_disconnect: OnDisconnect = "cancel",
     retry: Retry = "never",
+    batch: Batch | None = None,
 ) -> Callable[[Function], Function]:
     """Mark a method as what answers `POST path`. The method itself is left as it is.
 
     `timeout` is in seconds for one run and beats the app's `request_timeout`. `retry="safe"` says
-    that a job of the queue may run a second time when the process died during the first. Raises
+    that a job of the queue may run a second time when the process died during the first. With
+    `batch` the method takes and gives lists, one element per caller: see docs/batching.md. Raises
     ConfigError for a path without its leading slash, a second mark on one method, a wrong
     `on_disconnect` or `retry`, a `timeout` that is not positive, or a health check on a WebSocket.
     """
@@ -147,6 +151,7 @@ def endpoint(
         timeout=timeout,
         on_disconnect=on_disconnect,
         retry=retry,
+        batch=batch,
     )
 
     return lambda function: put_mark(function, mark)
@@ -337,6 +342,7 @@ class Service:
         self.lane, self.give_up = self.life.lane, self.life.give_up
         self.running_now = Running(app.options.cancel_grace_seconds)
         self.tallies: dict[str, Callable[[], Mapping[str, float]]] = {}
+        self.batches: dict[str, dict[int, int]] = {}
         self.routes: Routes[Answer] = Routes()
         self.sockets: Routes[tuple[Endpoint, Open]] = Routes()
         self.endpoints: tuple[Endpoint, ...] = tuple(
@@ -381,7 +387,8 @@ class Service:
         lane = self.life.aside if aside else self.lane
         try:
             read = bind(endpoint, self.codec)
-            call = make_call(endpoint, getattr(self.instance, endpoint.name), self.codec(endpoint.output), lane, timeout, self.settings.ping_seconds)
+            parts = (endpoint, getattr(self.instance, endpoint.name), self.codec(endpoint.output), lane, timeout, self.settings.ping_seconds)
+            call = make_call(*parts) if endpoint.mark.batch is None else make_batched_call(*parts, self.batches.setdefault(endpoint.path, {}))
         except ConfigError as error:
             raise ConfigError(f"{self.app.name}.{endpoint.name}: {error}") from error
         read = fold(self.plugins, "wrap_bind", read, endpoint=endpoint, service=self)

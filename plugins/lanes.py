@@ -71,6 +71,7 @@ class Job:
     # Most of it differs in few requests: an object has an attribute once it does.
     progress: Progress = "waiting"
     began = ended = 0.0
+    requests = 1  # that this run answers: more than one of a batch
     out: asyncio.Event | None = None  # made when somebody waits for the thread to leave
     on_stop: Callable[[], None] | None = None
     on_end: Callable[[BaseException | None], None] | None = None  # told of the error, if any
@@ -145,6 +146,15 @@ class Job:
 
     def end_within(self, seconds: float) -> None:
         self._timer = self.lane.loop.call_later(seconds, self._time_may_be_up, seconds, math.inf)
+    def ride(self, run_within: float | None) -> None:
+        """Begin at the place of another job, with it, instead of waiting for one."""
+        self.parent.on_cancel(self.follow)
+        self.request.place = self
+        if run_within is not None:
+            self._timer = self.lane.loop.call_later(run_within, self._time_may_be_up, run_within, math.inf)
+        self.progress, self.began = "running", time.perf_counter()
+        self.future = self.lane.loop.create_future()
+        self.future.set_result(None)
 
     def leave(self) -> None:
         """No deadline and no cancel of the request reaches this job any more."""
@@ -200,7 +210,7 @@ class Job:
         if self.on_end is not None:
             self.on_end(self.call.error)
         if self.request.id is not None:  # not `setup`, which is no measure of anything
-            self.lane._learn(self.ended - self.began)
+            self.lane._learn((self.ended - self.began) / self.requests)
         if self.future.done():  # nobody waits
             return
         if (error := self.call.error) is None:
@@ -350,16 +360,45 @@ class Lane:
             raise
         return job
 
+    def board(self, job: Job) -> bool:
+        """Take `job` out of the line to begin with another, at its place; False when it does not wait any more."""
+        with self._lock:
+            if job.progress != "waiting" or job.alone or self._shut:
+                return False
+            self._waiting -= not job.is_queued
+            job.progress, job.began = "running", time.perf_counter()
+        if not job.future.done():
+            job.future.set_result(None)
+        return True
+
+    async def take_over(self, job: Job) -> Any:
+        """Do the work of `job`, which was never in the line, at a place that somebody holds: it is the job's from now on.
+
+        The place is given back when the work is over; with no work, by `release`. Cancelling the
+        caller makes the work leave and does not wait for it.
+        """
+        job.request.place = job
+        job.progress, job.began = "running", time.perf_counter()
+        job.future = self.loop.create_future()
+        job.parent.on_cancel(job.follow)
+        self._go(job)
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            job.stop("abandoned")
+            raise
+
     def release(self, job: Job, error: BaseException | None = None) -> None:
         """Give a held place to the next in line; `error` is what ended the work."""
         if error is not None and self.on_error is not None:
             self.on_error(error)
         job.leave()
         job.ended = time.perf_counter()
-        self._learn(job.ended - job.began)
-        self._pass_on(job)
+        self._learn((job.ended - job.began) / job.requests)
+        self.pass_on(job)
 
-    def _pass_on(self, job: Job) -> None:
+    def pass_on(self, job: Job) -> None:
+        """The same for a place at which nothing was done."""
         with self._lock:
             job.progress = "over"
             following = self._next(job)
@@ -509,7 +548,7 @@ class Lane:
                 job.out.set()
             if job.progress == "running":  # and not given back by its holder, who was cancelled
                 job.ended = time.perf_counter()
-                self._pass_on(job)
+                self.pass_on(job)
         else:
             self._go(job)
 

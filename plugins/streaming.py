@@ -184,7 +184,7 @@ def run_in_thread(source: Source, pipe: Pipe, merge: Callable[[Response], Respon
                 close()
 
 
-class _Parts:
+class Parts:
     """What waits for the reader of a stream. `_wait` and `_room` are for the two kinds of maker."""
 
     def __init__(self) -> None:
@@ -200,7 +200,7 @@ class _Parts:
         head.stream = self
         return head
 
-    def __aiter__(self) -> _Parts:
+    def __aiter__(self) -> Parts:
         return self
 
     async def __anext__(self) -> bytes:
@@ -246,7 +246,7 @@ class _Parts:
         raise NotImplementedError
 
 
-class Pipe(_Parts):
+class Pipe(Parts):
     """Parts on their way from one lane thread to one reader on the loop."""
 
     def __init__(self) -> None:
@@ -308,7 +308,7 @@ class Pipe(_Parts):
 # --- on the loop
 
 
-class Task(_Parts):
+class Task(Parts):
     """Parts that an async iterator makes in a task of its own, which holds a place in the lane."""
 
     def __init__(self, source: Source, lane: Lane, place: Job) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from .batch import Batch
 from .health import HealthCheck
 from .problems import ConfigError
 
@@ -39,6 +40,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float | None = None  # seconds for one run; None: the app's `request_timeout`
     on_disconnect: OnDisconnect = "cancel"
     retry: Retry = "never"
+    batch: Batch | None = None
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +58,10 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One path of an app. Says what to serve, holds no machinery."""
+    """One path of an app. Says what to serve, holds no machinery.
+
+    Of a batched one, types are those of a member: of an element of the lists that its method knows.
+    """
 
     path: str
     name: str  # of the method

@@ -20,7 +20,7 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How a cancel went: who asked, which layer stopped the work, and how long that took."""
 
     reason: str  # client_disconnected, client_cancelled, request_timeout, draining, abandoned
-    layer: str  # waiting, scope, module, back-edge, asynchronous, returned, ghost
+    layer: str  # waiting, batch, scope, module, back-edge, asynchronous, returned, ghost
     seconds: float  # from the request to stop until the lane was free again
     swallowed: int = 0  # times the author's code caught the cancel and went on
 

@@ -5,6 +5,7 @@ A test finds what is missing here.
 
 from .app import AppSpec, Options, derive_alias, read_options
 from .asgi import ASGIApp, Message, RawHeaders, Scope
+from .batch import Batch, current_batch
 from .codec import Codec
 from .connection import SHORTCUTS, ConnectionProtocol, HandOver, Shortcuts
 from .endpoint import Endpoint, Mark, Parameter, Retry, Source, check_path
@@ -109,6 +110,7 @@ __all__ = [
     "UNHEALTHY",
     "ASGIApp",
     "AppSpec",
+    "Batch",
     "Bind",
     "BindWrapper",
     "Call",
@@ -190,6 +192,7 @@ __all__ = [
     "checked_url",
     "compiled",
     "content_disposition",
+    "current_batch",
     "current_request",
     "decode_data_uri",
     "depot_of",

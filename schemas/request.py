@@ -73,6 +73,7 @@ class Request:
     quiet = False  # one of many that only look: its access line is for debugging
     streams = False  # a stream of events is on its way out
     _headers: dict[str, str] | None = None
+    members: tuple[Request, ...] = ()  # of the request that stands for a batch: see `batch.py`
 
     def __init__(
         self,
@@ -121,6 +122,13 @@ class Request:
     @property
     def request_id(self) -> str | None:
         return self.id
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Its id, or those of a batch's members: for whom something is told."""
+        if self.members:
+            return tuple(member.id or "" for member in self.members)
+        return () if self.id is None else (self.id,)
 
     @cached_property
     def first(self) -> Mapping[bytes, bytes]:

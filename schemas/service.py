@@ -148,6 +148,11 @@ class ServiceView(Protocol):
     @property
     def failures(self) -> FailuresView: ...
     @property
+    def batches(self) -> Mapping[str, Mapping[int, int]]:
+        """How many batches of each size have run, by the path of their endpoint."""
+        ...
+
+    @property
     def queue_store(self) -> QueueStore | None:
         """What the hook of that name gave; known before `register_routes` is asked."""
         ...

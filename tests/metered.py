@@ -26,6 +26,10 @@ class Metered(runner.App, max_multiplexing=2):
     machine_type = "GPU-H100"
     metrics_port = {port}
 
+    @runner.endpoint("/batched", batch=runner.Batch())
+    def batched(self, n: list[int]) -> list[int]:
+        return n
+
     @runner.endpoint("/")
     def run(self) -> str:
         PAINTED.inc()

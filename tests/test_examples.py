@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from serving import HOUSE, serving, written
@@ -75,3 +76,16 @@ def test_the_language_model_streams_the_characters_that_it_also_writes_at_once()
     assert "".join(token["text"] for token in tokens) == whole
     assert any(word in whole for word in ("comes in", "goes out"))
     assert line["items"] == 60
+
+
+def test_the_languages_of_many_callers_are_told_in_fewer_passes() -> None:
+    asked = {"wo ist der Hafen": "de", "where is the harbour": "en", "dónde está el puerto": "es", "où est le port": "fr"}
+    texts = [*asked, ""] * 4
+    with serving(HOUSE / "examples" / "batching.py") as runner, runner.client() as client, ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda text: client.post("/", json={"text": text}), texts))
+        metrics = client.get("/metrics").text
+
+    for text, answer in zip(texts, answers, strict=True):
+        assert answer.status_code == (200 if text else 422)
+        assert not text or answer.json()["language"] == asked[text]
+    assert re.search(r'runner_batch_size_sum\{endpoint="/"\} 16\.0', metrics)

@@ -21,9 +21,10 @@ FLOORS = {
     "runner.plugins.lanes": 3,
     "runner.plugins.streaming": 4,
     "runner.plugins.websocket": 4,
-    "runner.plugins": 5,
-    "runner": 6,
-    "runner.plugins.testing": 7,  # drives the whole house, and nothing in it knows of the kit
+    "runner.plugins.calling": 5,
+    "runner.plugins": 6,
+    "runner": 7,
+    "runner.plugins.testing": 8,  # drives the whole house, and nothing in it knows of the kit
 }
 
 

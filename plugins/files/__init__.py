@@ -106,7 +106,11 @@ async def _sweep_often(store: FileStore, uploads: Uploads) -> None:
 
 @hookimpl
 def wrap_call(endpoint: Endpoint, service: ServiceView) -> Wrapper | None:
-    """Give every File of a request the means to fetch it; what holds no File is left alone."""
+    """Give every File of a request the means to fetch it; what holds no File is left alone.
+
+    Those of a batched endpoint are fetched before their request joins a batch: one that cannot be
+    fails its own request and no other.
+    """
     depot = service.depot
     places = [
         (p.name, ("body", p.alias) if endpoint.embed else ("body",))
@@ -120,6 +124,9 @@ def wrap_call(endpoint: Endpoint, service: ServiceView) -> Wrapper | None:
         async def call_with_files(request: Request, arguments: dict[str, Any]) -> Any:
             for name, loc in places:
                 attach(arguments.get(name), loc, request, depot.fetch)
+                if endpoint.mark.batch is not None:
+                    for _, file in files_in(arguments.get(name), loc):
+                        (await file.open_async()).close()
             return await call(request, arguments)
 
         return call_with_files

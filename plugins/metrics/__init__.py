@@ -64,7 +64,7 @@ class Plugin:
         if self._registry is None:
             from prometheus_client import REGISTRY, CollectorRegistry
 
-            from .families import App, Counted, Runner, Tallies
+            from .families import App, Batches, Counted, Runner, Tallies
             from .machine import Cuda, Disk, Process
 
             assert self._service is not None
@@ -73,7 +73,7 @@ class Plugin:
             self._registry = CollectorRegistry()
             for collector in (
                 REGISTRY, App(service, app_id, self._minute), Counted(self.counts, service.app.alias), Runner(service, self.counts, self._lag),
-                Tallies(service.tallies),
+                Tallies(service.tallies), Batches(service.batches),
                 Process(app_id), Disk(service.settings.data_dir), Cuda(app_id, self.counts),
             ):  # fmt: skip
                 self._registry.register(Chained(collector))

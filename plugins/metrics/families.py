@@ -136,3 +136,23 @@ class Tallies:
             for what, value in tally().items():
                 family = counter if what.endswith("_total") else gauge
                 yield family(f"runner_{name}_{what}", f"{what} of the {name}, as its plugin counts.", [], {(): value})
+
+
+class Batches:
+    """How large the batches of each endpoint were; `_count` is how many ran, `_sum` the requests in them."""
+
+    def __init__(self, batches: Mapping[str, Mapping[int, int]]) -> None:
+        self._batches = batches
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import HistogramMetricFamily
+
+        if not self._batches:
+            return
+        family = HistogramMetricFamily("runner_batch_size", "Requests in a batch, when it began.", labels=["endpoint"])
+        for endpoint, sizes in self._batches.items():
+            known = sorted(sizes.items())
+            buckets = [(str(float(most)), sum(times for size, times in known if size <= most)) for most in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
+            buckets.append(("+Inf", sum(times for _, times in known)))
+            family.add_metric([endpoint], buckets, sum(size * times for size, times in known))
+        yield family

@@ -17,7 +17,7 @@ from ...schemas.events import Finished
 from ...schemas.problems import printable
 from ...schemas.request import current_request
 from ..logs import Foreign, channel
-from .output import behind, output_now
+from .output import behind, belonging, output_now
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 BOLD, DIM, CYAN, GREEN, YELLOW, RED, PLAIN = (f"\x1b[{n}m" for n in (1, 2, 36, 32, 33, 31, 0))
@@ -54,8 +54,8 @@ def take_structlog() -> None:
 
 def _add_ids(logger: Any, method: str, event: EventDict) -> EventDict:
     request = current_request()
-    if "request_id" not in event and request.id is not None:
-        event["request_id"] = request.id
+    if "request_id" not in event and "request_ids" not in event:
+        event.update(belonging(request.ids))
     if request.trace is not None and event.get("request_id") == request.id:
         event["trace_id"], event["span_id"] = request.trace.ids()
     return event
@@ -237,7 +237,8 @@ class Console:
         )
 
     def _output(self, event: EventDict) -> str:
-        request_id = f"request_id={_harmless(event['request_id'])}" if "request_id" in event else ""
+        ids = [event["request_id"]] if "request_id" in event else event.get("request_ids", [])
+        request_id = f"request_id{'s' * (len(ids) > 1)}={_harmless(','.join(ids))}" if ids else ""
         clock, stream = event["timestamp"], f"{event['stream']:9}"
         if self._colors:
             clock, stream = f"{DIM}{clock}{PLAIN}", f"{CYAN}{stream}{PLAIN}"

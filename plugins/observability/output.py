@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -19,13 +20,13 @@ from ...schemas.request import current_request
 from ..logs import channel
 
 LINE_LIMIT = 64 * 1024  # characters kept of a line that never ends
-OWN_FIELDS = ("event", "level", "request_id", "trace_id", "span_id", "logger", "exc_info", "stack")
+OWN_FIELDS = ("event", "level", "request_id", "request_ids", "trace_id", "span_id", "logger", "exc_info", "stack")
 LEVELS: Mapping[str, Stream] = {"debug": "debug", "info": "info", "warning": "warn"}  # anything else: error
 
 class Output:
     """What the app prints, cut into lines; each is logged and told to the listeners.
 
-    A line belongs to the request it was printed for. Its beginning is kept, for each request and
+    A line belongs to the request it was printed for, or to all of a batch. Its beginning is kept, for each request and
     thread apart, until the rest comes or the request ends. Empty lines are dropped, and of a line
     that overwrites itself with carriage returns (a progress bar) the last state is kept.
     """
@@ -33,7 +34,7 @@ class Output:
     def __init__(self) -> None:
         self.listeners: list[OnOutput] = []
         self.blame: Callable[[BaseException], dict[str, str]] = lambda error: {}
-        self._begun: dict[tuple[Stream, str | None, int], str] = {}
+        self._begun: dict[tuple[Stream, tuple[str, ...], int], str] = {}
         self._here = threading.local()  # .inside: this thread is logging a line right now
         self._process = self._last_process = os.getpid()
 
@@ -49,22 +50,22 @@ class Output:
         if (process := os.getpid()) != self._last_process:
             self._last_process = process
             self._begun.clear()  # a forked child: what its parent began, its parent ends
-        request_id = current_request().id
-        key = stream, request_id, threading.get_ident()
+        ids = current_request().ids
+        key = stream, ids, threading.get_ident()
         begun = self._begun.pop(key, "") if self._begun else ""
         *lines, rest = (begun + text).split("\n")
         for line in lines:
-            self._tell(request_id, stream, line)
+            self._tell(ids, stream, line)
         if "\r" in rest[:-1]:
             rest = rest[rest.rindex("\r", 0, -1) + 1 :]
         if len(rest) > LINE_LIMIT:
-            self._tell(request_id, stream, rest)
+            self._tell(ids, stream, rest)
         elif rest:
             self._begun[key] = rest
 
     def end(self, request_id: str) -> None:
         """Tell the lines that this request began and did not finish."""
-        for key in [k for k in list(self._begun) if k[1] == request_id]:
+        for key in [k for k in list(self._begun) if request_id in k[1]]:
             self._finish(key)
 
     def end_all(self) -> None:
@@ -76,19 +77,18 @@ class Output:
         if self._last_process != self._process:
             self.end_all()
 
-    def _finish(self, key: tuple[Stream, str | None, int]) -> None:
+    def _finish(self, key: tuple[Stream, tuple[str, ...], int]) -> None:
         if line := self._begun.pop(key, ""):
             self._tell(key[1], key[0], line)
 
-    def _tell(self, request_id: str | None, stream: Stream, line: str) -> None:
+    def _tell(self, ids: tuple[str, ...], stream: Stream, line: str) -> None:
         line = line.rstrip("\r").rpartition("\r")[2]
         if not line:
             return
         self._here.inside = True
         try:
-            belongs = {} if request_id is None else {"request_id": request_id}
-            channel.logger(logging.NOTSET).info("app.output", stream=stream, text=line, **belongs)  # whatever the level
-            self._call_listeners(request_id, stream, line)
+            channel.logger(logging.NOTSET).info("app.output", stream=stream, text=line, **belonging(ids))  # whatever the level
+            self._call_listeners(ids, stream, line)
         finally:
             self._here.inside = False
 
@@ -98,18 +98,23 @@ class Output:
             return
         self._here.inside = True
         try:
-            self._call_listeners(event.get("request_id"), LEVELS.get(level, "error"), logged_text(event))
+            self._call_listeners(event.get("request_ids") or ([event["request_id"]] if "request_id" in event else ()), LEVELS.get(level, "error"), logged_text(event))
         finally:
             self._here.inside = False
 
-    def _call_listeners(self, request_id: str | None, stream: Stream, text: str) -> None:
+    def _call_listeners(self, ids: Sequence[str], stream: Stream, text: str) -> None:
         if os.getpid() != self._process:
             return  # a forked child
-        for listener in self.listeners:
+        for listener, request_id in itertools.product(self.listeners, ids or (None,)):
             try:
                 listener(request_id, stream, text, time.time())
             except Exception as error:
                 channel.logger().error("output.listener_failed", **self.blame(error), exc_info=error)
+
+
+def belonging(ids: tuple[str, ...]) -> dict[str, Any]:
+    """For whom a line is: nobody, one request, or those whose batch it was written in."""
+    return {"request_ids": list(ids)} if len(ids) > 1 else {"request_id": ids[0]} if ids else {}
 
 
 def logged_text(event: Mapping[str, Any]) -> str:

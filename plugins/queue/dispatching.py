@@ -4,7 +4,8 @@ Each job that is not over has one `Live` here. Every step is a change in the sto
 one that the store made is shown, so whatever was shown once is still true after a crash. A job
 runs as a direct request does, through the service, under the same cancellation; it waits in the
 lane's second line and its attempt is counted, for good, before it begins. At most as many jobs as
-the app has places are taken out of the line, so a normal job overtakes the low ones to the last.
+the app has places are taken out of the line, so a normal job overtakes the low ones to the last; of
+a batched endpoint, as many as fill the batches that run and those that come next.
 
 When the process dies, the next one finds in the store what waited (it waits on) and what ran (see
 `retries`). When the server stops, what waits and what had to be cut short begin after the next start.
@@ -23,6 +24,7 @@ from uuid import uuid4
 import anyio
 import msgspec
 
+from ...schemas.endpoint import Endpoint
 from ...schemas.health import State
 from ...schemas.problems import ConfigError, RequestCancelled, ServerError, stopped_problem
 from ...schemas.queue import (
@@ -80,7 +82,7 @@ class Dispatcher:
         self._line = Line(clock)
         self._watched: set[Live] = set()
         self._running = 0
-        self._out: set[str] = set()  # taken out of the line, on their way through a place
+        self._out: dict[str, float] = {}  # taken out of the line, on their way through a place: how much of one
         self._recent: OrderedDict[str, Live] = OrderedDict()
         self._seconds: dict[str, float] = {}  # a run of each path takes, in the mean
         self._tasks: set[asyncio.Task[None]] = set()
@@ -193,7 +195,7 @@ class Dispatcher:
                 self._take_in(live)
 
     def _after_crash(self, job: Job) -> JobChange:
-        endpoint = next((endpoint for pattern, endpoint in self._endpoints if pattern.fullmatch(job.path)), None)
+        endpoint = self._endpoint_of(job)
         is_safe = endpoint is not None and endpoint.mark.retry == "safe"
         if job.asked:
             return self._end(JobMove.CANCEL, stopped_problem("client_cancelled"))
@@ -203,6 +205,14 @@ class Dispatcher:
             return JobChange(move=JobMove.RECOVER, at=self._clock(), gateway_id=str(uuid4()))
         told = 'the process died while this job ran, and its endpoint does not say retry="safe"'
         return self._end(JobMove.FAIL, lost(told))
+
+    def _endpoint_of(self, job: Job) -> Endpoint | None:
+        return next((endpoint for pattern, endpoint in self._endpoints if pattern.fullmatch(job.path)), None)
+
+    def _at_once(self, job: Job) -> int:
+        """How many jobs like this one a place takes at a time."""
+        endpoint = self._endpoint_of(job)
+        return 1 if endpoint is None or endpoint.mark.batch is None else endpoint.mark.batch.max_size
 
     def _on_state(self, state: State) -> None:
         if state is State.DRAINING:
@@ -278,7 +288,7 @@ class Dispatcher:
     def expected_wait(self, job: Job) -> float | None:
         """Seconds until `job` begins, guessed from what runs of its endpoint took; None before the first ended."""
         mean = self._seconds.get(job.path)
-        return None if mean is None else round((self.position(job) + 1) * mean / self._places, 3)
+        return None if mean is None else round((self.position(job) + 1) * mean / (self._places * self._at_once(job)), 3)
 
     async def watch(self, live: Live) -> AsyncGenerator[Sequence[LogLine], None]:
         """Now and after every change or progress of the job: the lines it has logged since. The last time is its end."""
@@ -327,9 +337,10 @@ class Dispatcher:
         if not (self._is_open and self._service.health.takes_requests):
             return
         moved = False
-        while len(self._out) < self._places and (job := self._line.next()) is not None:
+        while sum(self._out.values()) < self._places and (job := self._line.next()) is not None:
             self._line.remove(job)
-            self._out.add(job.id)
+            at_once = self._at_once(job)
+            self._out[job.id] = 1 if at_once == 1 else 0.5 / at_once  # so that the next batch waits while one runs
             self._keep(self._attempt(self._live[job.id]), among=self._attempts)
             moved = True
         if (due := self._line.next_due()) is not None and self._loop is not None:
@@ -360,7 +371,7 @@ class Dispatcher:
             await self._finish(live, self._end(JobMove.FAIL, internal_error()))
         finally:
             live.request = None
-            self._out.discard(id)
+            self._out.pop(id, None)
             self._dispatch_soon()
         if live.job.state is JobState.WAITING:
             assert self._loop is not None

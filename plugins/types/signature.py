@@ -19,12 +19,9 @@ from ...schemas.endpoint import Endpoint, Mark, Parameter, Source
 from ...schemas.problems import ConfigError
 from ...schemas.request import Request
 from ...schemas.response import Response
+from .batches import STREAMS, hints_of_one
 from .shapes import is_typeddict
 
-STREAMS = {
-    collections.abc.Iterator, collections.abc.Generator, collections.abc.Iterable,
-    collections.abc.AsyncIterator, collections.abc.AsyncGenerator, collections.abc.AsyncIterable,
-}  # fmt: skip
 INJECTED = {"Request", "HTTPConnection", "WebSocket", "Response", "BackgroundTasks"}  # starlette's
 MARKERS: dict[str, Source] = {
     "Header": "header", "Query": "query", "Path": "path", "Cookie": "cookie", "Body": "body",
@@ -49,6 +46,8 @@ def describe(function: Callable[..., Any], mark: Mark, *, owner: type | str) -> 
     """What `function`, a method marked by `mark`, takes and gives. Raises ConfigError naming it."""
     where = f"{owner if isinstance(owner, str) else owner.__name__}.{function.__name__}"
     hints = _hints(function, owner, where)
+    if mark.batch is not None:
+        hints = hints_of_one(function, hints, mark, where)
     in_path = set(re.findall(r"{(\w+)[^}]*}", mark.path))
     parameters: list[Parameter] = []
     embed = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ..schemas.request import Request
+from .request import Request
 
 LONGEST_REQUEST_ID = 200
 

@@ -161,9 +161,9 @@ class Life:
     async def drain(self, running: InFlight) -> None:
         """Let requests that run finish within the grace period, then cancel them and have them answered."""
         seconds = self._options.termination_grace_period_seconds
-        with anyio.move_on_after(seconds * GRACE_FOR_WORK):
+        with anyio.move_on_after(seconds * GRACE_FOR_WORK) as scope:
             await running.none_left()
-        if len(running):
+        if scope.cancelled_caught:  # not for who asked something in the very moment in which all were through
             log.warning("drain.cancelling", requests=len(running))
             for request in running:
                 request.token.cancel("draining")

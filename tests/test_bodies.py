@@ -26,18 +26,22 @@ def whole(body: bytes) -> Receive:
     return arriving({"type": "http.request", "body": body})
 
 
+def with_headers(headers: list[tuple[bytes, bytes]]) -> runner.Request:
+    return runner.Request(scope={"type": "http", "headers": headers})
+
+
 async def test_a_body_in_parts_arrives_joined() -> None:
     receive = arriving(
         {"type": "http.request", "body": b"one ", "more_body": True},
         {"type": "http.request", "body": b"two", "more_body": False},
     )
 
-    assert await read_body(receive, [], LIMIT) == b"one two"
+    assert await read_body(receive, with_headers([]), LIMIT) == b"one two"
 
 
 async def test_a_body_announced_too_large_is_refused_before_it_is_read() -> None:
     with pytest.raises(runner.HTTPError) as refused:
-        await read_body(arriving(), [(b"content-length", b"1001")], LIMIT)
+        await read_body(arriving(), with_headers([(b"content-length", b"1001")]), LIMIT)
 
     assert refused.value.status == 413
     assert "1000 bytes" in refused.value.detail
@@ -45,7 +49,7 @@ async def test_a_body_announced_too_large_is_refused_before_it_is_read() -> None
 
 async def test_a_body_that_grows_too_large_is_refused() -> None:
     with pytest.raises(runner.HTTPError) as refused:
-        await read_body(whole(b"x" * (LIMIT + 1)), [], LIMIT)
+        await read_body(whole(b"x" * (LIMIT + 1)), with_headers([]), LIMIT)
 
     assert refused.value.status == 413
 
@@ -54,9 +58,9 @@ async def test_a_body_that_grows_too_large_is_refused() -> None:
 async def test_compressed_bodies_arrive_decompressed_and_bombs_are_refused(coding, compress) -> None:  # type: ignore[no-untyped-def]
     headers = [(b"content-encoding", coding)]
 
-    assert await read_body(whole(compress(b"x" * LIMIT)), headers, LIMIT) == b"x" * LIMIT
+    assert await read_body(whole(compress(b"x" * LIMIT)), with_headers(headers), LIMIT) == b"x" * LIMIT
     with pytest.raises(runner.HTTPError) as refused:
-        await read_body(whole(compress(b"x" * 1_000_000)), headers, LIMIT * 100)
+        await read_body(whole(compress(b"x" * 1_000_000)), with_headers(headers), LIMIT * 100)
     assert refused.value.status == 413
 
 
@@ -67,7 +71,7 @@ async def test_a_broken_coding_is_the_callers_error(coding: bytes, cut: bool) ->
     body = compressed[:-5] if cut and coding == b"gzip" else b"not compressed at all"
 
     with pytest.raises(runner.HTTPError) as refused:
-        await read_body(whole(body), [(b"content-encoding", coding)], LIMIT)
+        await read_body(whole(body), with_headers([(b"content-encoding", coding)]), LIMIT)
 
     assert refused.value.status == 400
     assert "not valid" in refused.value.detail
@@ -85,9 +89,9 @@ async def test_what_cannot_be_decoded_or_is_too_large_is_refused_whether_it_has_
     headers: list[tuple[bytes, bytes]], status: int
 ) -> None:
     with pytest.raises(runner.HTTPError) as refused:
-        await read_body(whole(b"abc"), headers, LIMIT)
+        await read_body(whole(b"abc"), with_headers(headers), LIMIT)
     with pytest.raises(runner.HTTPError) as refused_at_once:
-        take_body(b"abc", headers, LIMIT)
+        take_body(b"abc", with_headers(headers), LIMIT)
 
     assert refused.value.status == refused_at_once.value.status == status
 
@@ -107,4 +111,4 @@ async def test_a_caller_who_leaves_before_the_end_is_told_apart() -> None:
     receive = arriving({"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.disconnect"})
 
     with pytest.raises(Disconnected):
-        await read_body(receive, [], LIMIT)
+        await read_body(receive, with_headers([]), LIMIT)

@@ -74,6 +74,9 @@ class FakeDevice:
 def _installed() -> Iterator[None]:
     with layers():
         yield
+    wanted = boundary.wanted  # where another service of this process lives, the boundary stays
+    boundary.remove()
+    boundary.wanted = wanted
 
 
 class Step(nn.Module):

@@ -457,10 +457,10 @@ def follow(runner: Runner, id: str) -> dict[str, Any]:
         while True:
             try:
                 found = client.get(f"/queue/local/fragile/requests/{id}/status")
+                if found.json().get("status") == "COMPLETED":
+                    return {**found.json(), "result": client.get(f"/queue/local/fragile/requests/{id}").text}
             except httpx.TransportError:  # the connection was to a process that made way
                 continue
-            if found.json().get("status") == "COMPLETED":
-                return {**found.json(), "result": client.get(f"/queue/local/fragile/requests/{id}").text}
 
 
 def test_jobs_wait_for_the_next_process_and_one_that_breaks_two_is_parked(tmp_path: Path) -> None:

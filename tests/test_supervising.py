@@ -186,7 +186,11 @@ def test_a_child_that_dies_is_replaced_and_nobody_is_refused(mortal: Runner, pat
             pass
 
     assert ended["was_ready"] is True
-    assert ended["code"] == code or (code == 75 and ended["code"] == 70), "without memory a health check may be the first to fail"
+    if code != 75:
+        assert ended["code"] == code
+    elif ended["code"] not in (70, 75):  # without memory a health check may be the first to fail, or a library that then aborts
+        assert ended["code"] >= 128
+        is_sudden = True
     assert first != second
     for outcomes in callers.outcomes:
         failures = [outcome for outcome in outcomes if not isinstance(outcome, int)]

@@ -11,6 +11,7 @@ loop is stopped by the request's anyio scope. Work in a lane's thread is a `Call
     modules.py      a layer: `nn.Module` calls
     waits.py        a layer: queues, events, futures
     edges.py        a layer: loops, Python 3.12+
+    stacks.py       where another thread is, read at one instant
     landing.py      where an asynchronous exception may land: the layer for all the rest
     governor.py     a GPU's queue, kept short
     threads.py      what the work started is stopped too

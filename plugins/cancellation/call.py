@@ -18,14 +18,15 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any, Literal, NoReturn
 
 from ...schemas.problems import RequestCancelled
-from . import landing
+from . import landing, stacks
 from .anyio_thread import anyio_locals
 from .closing import Closing, is_cancel
 from .here import here, take_back
+from .stacks import Stack, stack_of
 from .token import Token
 
 NEW, RUNNING, CLOSING, CLOSED = range(4)
@@ -36,7 +37,6 @@ HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 _set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc  # a PyDLL function: the GIL stays held
 _set_exception.argtypes = [ctypes.c_ulong, ctypes.py_object]
 _set_exception.restype = ctypes.c_int
-_frames, _exceptions = sys._current_frames, sys._current_exceptions
 _identity = threading.get_ident
 
 
@@ -118,19 +118,17 @@ class Call:
                 return "pending"
             if not self.disturb and self.is_cleaning_up():
                 return "cleaning"
-            frame = _frames().get(self.thread)
-            if frame is None or not HAS_GIL:
+            stack = stack_of(self.thread) if HAS_GIL else []
+            if not landing.is_safe(stack, FLOOR, into_cleanup=self.disturb, strictly=strictly):
                 return "unsafe"
-            at = frame.f_lasti
-            if not landing.is_safe(frame, FLOOR, into_cleanup=self.disturb, strictly=strictly):
-                return "unsafe"
-            # It may have moved while we thought. The dict is not kept: our own frame is in it.
-            stayed = _frames().get(self.thread) is frame and frame.f_lasti == at
-            if stayed and self.phase == RUNNING and not self.shields:
-                self.sent += 1
-                self.pending = True
-                _set_exception(self.thread, _Delivered)  # no check since the phase was read
+            # It may have moved while we thought: it is looked at again, and the exception set, in one call into C.
+            sending = map(_set_exception, stacks.if_still(self.thread, stack), (_Delivered,))
+            self.sent += 1
+            self.pending = True  # beforehand: it may arrive at once
+            if self.phase == RUNNING and not self.shields and any(sending):  # no check since the phase was read
                 return "sent"
+            self.sent -= 1
+            self.pending = False
             return "unsafe"
 
     def stop(self, layer: str) -> NoReturn:
@@ -139,22 +137,21 @@ class Call:
         self.raised_by = layer
         raise RequestCancelled(self.token.reason)
 
-    def frame(self) -> FrameType | None:
-        """Where the thread is now; None outside the window."""
-        return _frames().get(self.thread) if self.phase == RUNNING else None
+    def stack(self) -> Stack:
+        """Where the thread is now; empty outside the window."""
+        return stack_of(self.thread) if self.phase == RUNNING else []
 
     def whereabouts(self) -> str:
         """File, line and function of the author's or a library's code that the thread is in, for the log."""
-        frame = self.frame()
-        while frame is not None and landing.is_ours_or_stdlib(frame.f_code) and frame.f_back is not None:
-            frame = frame.f_back
-        return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}" if frame else ""
+        stack = self.stack()
+        if not stack:
+            return ""
+        place = next((place for place in stack if not landing.is_ours_or_stdlib(place[0])), stack[-1])
+        return f"{place[0].co_filename}:{stacks.line_of(place)} in {place[0].co_qualname}"
 
     def is_cleaning_up(self) -> bool:
         """Whether an `except` or `finally` of the author is at work on a cancel. Any thread may ask."""
-        error: Any = _exceptions().get(self.thread)
-        if isinstance(error, tuple):  # so in Python 3.11
-            error = error[1]
+        error = stacks.exception_of(self.thread)
         for _ in range(20):  # a longer chain than that is somebody's game
             if error is None:
                 return False

@@ -12,11 +12,12 @@ function it is raised in; from an INSTRUCTION event it does not (measured; a tes
 from __future__ import annotations
 
 import sys
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 from . import landing
 from .here import here
+from .stacks import Stack
 
 _monitoring: Any = getattr(sys, "monitoring", None)
 TOOLS = (4, 3)  # 0 to 2 and 5 are spoken for: debuggers, coverage, profilers, optimizers
@@ -62,16 +63,16 @@ class Edges:
             _monitoring.free_tool_id(self.tool)
             self.tool = None
 
-    def watch(self, frame: FrameType | None, floor: CodeType) -> None:
-        """Watch the loops of every function from `frame` down to `floor`."""
-        while self.tool is not None and frame is not None and frame.f_code is not floor:
-            code = frame.f_code
+    def watch(self, stack: Stack, floor: CodeType) -> None:
+        """Watch the loops of every function on a stack down to `floor`."""
+        for code, _ in stack:
+            if self.tool is None or code is floor:
+                return
             if id(code) not in self._watched and landing.of_file(code.co_filename) == landing.FREE:
                 found = landing.edges(code)
                 self._watched[id(code)] = code, found
                 if found:
                     _monitoring.set_local_events(self.tool, code, _monitoring.events.INSTRUCTION)
-            frame = frame.f_back
 
     def rest(self) -> None:
         """Nobody is being stopped any more: watch nothing."""

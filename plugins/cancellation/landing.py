@@ -24,6 +24,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+from .stacks import Stack
+
 STANDARD_LIBRARY = str(Path(sysconfig.get_path("stdlib")))
 OURS = str(Path(__file__).parents[1])  # plugins/: the lanes and all that an author's code calls of us
 
@@ -57,31 +59,27 @@ FREE, HERE_ONLY, STACK = range(3)
 _THREAD_RUN = threading.Thread.run.__code__
 
 
-def is_safe(frame: FrameType, floor: CodeType, *, into_cleanup: bool = False, strictly: bool = False) -> bool:
-    """Whether an exception set now lands well. Frames from `floor` on are not looked at.
+def is_safe(stack: Stack, floor: CodeType, *, into_cleanup: bool = False, strictly: bool = False) -> bool:
+    """Whether an exception lands well in a thread that is there. From `floor` on nothing is looked at.
 
     `strictly` refuses to land in a function that the thread has yet to call, in a process in which
     torch has compiled something.
     """
     strictly = strictly and _compiled_code_is_about()
     lands: bool | None = None  # None: in a caller of the frames seen so far
-    at_top = True
-    while True:
-        code = frame.f_code
+    for depth, (code, at) in enumerate(stack):
         if code is floor:
             return lands is True
         place = of_file(code.co_filename)
-        if _is_never_above(code, place) or (not into_cleanup and _is_in_finally(frame)):
+        if _is_never_above(code, place) or (not into_cleanup and _reading(code).is_finally(at)):
             return False
         if lands is None:
             if place == HERE_ONLY:
                 return False
-            lands = _reading(code).lands(frame.f_lasti, returning=not at_top, into_cleanup=into_cleanup, strictly=strictly)
+            lands = _reading(code).lands(at, returning=depth > 0, into_cleanup=into_cleanup, strictly=strictly)
             if lands is False:
                 return False
-        if frame.f_back is None:
-            return False
-        at_top, frame = False, frame.f_back
+    return False
 
 
 def _compiled_code_is_about() -> bool:
@@ -105,7 +103,7 @@ def may_raise_in(frame: FrameType, floor: CodeType, *, into_cleanup: bool = Fals
     while each is not None and each.f_code is not floor:
         if _is_never_above(each.f_code, of_file(each.f_code.co_filename)):
             return False
-        if not into_cleanup and _is_in_finally(each):
+        if not into_cleanup and _reading(each.f_code).is_finally(each.f_lasti):
             return False
         each = each.f_back
     return True
@@ -119,10 +117,6 @@ def edges(code: CodeType) -> frozenset[int]:
 def _is_never_above(code: CodeType, place: int) -> bool:
     # `Thread.run` holds nothing: what a thread runs may be stopped.
     return (place == STACK and code is not _THREAD_RUN) or code.co_name in NEVER_NAMED
-
-
-def _is_in_finally(frame: FrameType) -> bool:
-    return _reading(frame.f_code).is_finally(frame.f_lasti)
 
 
 def is_ours_or_stdlib(code: CodeType) -> bool:

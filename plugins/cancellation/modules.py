@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Set
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 from .governor import Governor, find_device, shield_captures
 from .here import here, trial
+from .stacks import Stack
 
 # What torch's own `__call__` looks up, 2.6 to 2.13. One that looks up more is called, not repeated.
 PLAIN_BODY = ("_compiled_call_impl", "_call_impl")
@@ -85,12 +86,13 @@ class Boundary:
         while self._undo:
             self._undo.pop()()
 
-    def is_on_stack(self, frame: FrameType | None, floor: CodeType) -> bool:
-        """Whether the thread is inside a module call, so that the next boundary is near."""
-        while frame is not None and frame.f_code is not floor:
-            if frame.f_code in self._codes:
+    def is_on(self, stack: Stack, floor: CodeType) -> bool:
+        """Whether a thread that is there is inside a module call, so that the next boundary is near."""
+        for code, _ in stack:
+            if code is floor:
+                break
+            if code in self._codes:
                 return True
-            frame = frame.f_back
         return False
 
 

@@ -26,6 +26,7 @@ from ...schemas.problems import RequestCancelled
 from ...schemas.request import current_request
 from . import landing
 from .here import here
+from .stacks import Stack
 
 if TYPE_CHECKING:
     from .call import Call
@@ -128,7 +129,7 @@ def part(call: Call) -> None:
         time.sleep(_PAUSE)
     for child in list(call.children):
         # One that has not begun keeps its token: if that is cancelled, it never begins.
-        if child.frame() is not None or not call.token.cancelled:
+        if child.stack() or not call.token.cancelled:
             child.leave_to_itself()
 
 
@@ -136,17 +137,16 @@ class _Looks:
     """What was seen of each child, and since when."""
 
     def __init__(self) -> None:
-        self._seen: dict[Call, tuple[int, int, float]] = {}
+        self._seen: dict[Call, tuple[Stack, float]] = {}
 
     def is_at_work(self, child: Call) -> bool:
         """Whether it has moved of late, or is in code of the author's or a library's."""
-        frame, now = child.frame(), time.perf_counter()
-        if frame is None:
+        stack, now = child.stack(), time.perf_counter()
+        if not stack:
             return False
-        if not landing.is_ours_or_stdlib(frame.f_code):
+        if not landing.is_ours_or_stdlib(stack[0][0]):
             return True
-        place = id(frame), frame.f_lasti
         seen = self._seen.get(child)
-        if seen is None or seen[:2] != place:
-            seen = self._seen[child] = (*place, now)
-        return now - seen[2] < _STILL
+        if seen is None or seen[0] != stack:
+            seen = self._seen[child] = (stack, now)
+        return now - seen[1] < _STILL

@@ -25,7 +25,7 @@ from contextlib import suppress
 
 import msgspec
 
-from .call import FLOOR, Call
+from .call import FLOOR, RUNNING, Call
 from .edges import edges
 from .modules import boundary
 from .waits import waits
@@ -69,16 +69,15 @@ class Pursuit:
         return min(pauses)
 
     def _step(self, call: Call) -> float:
-        frame = call.frame()
-        if frame is None or call.shields:
+        if call.phase != RUNNING or call.shields:
             return 0.005
         if waits.wake(call):
             return 0.002
         elapsed = time.perf_counter() - self.started
-        if elapsed < self.limits.module_seconds and boundary.is_on_stack(frame, FLOOR):
+        if elapsed < self.limits.module_seconds and boundary.is_on(call.stack(), FLOOR):
             return self.limits.module_seconds - elapsed
         if edges.tool is not None:
-            edges.watch(frame, FLOOR)
+            edges.watch(call.stack(), FLOOR)
             if elapsed < self.limits.edge_seconds:
                 return 0.002
         return self._send(call)

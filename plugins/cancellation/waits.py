@@ -10,17 +10,15 @@ Waits in C have no condition: a bare lock, `Thread.join`, `SimpleQueue.get`, `ti
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .here import here
+from .stacks import local_of
 
 if TYPE_CHECKING:
     from .call import Call
-
-_frames = sys._current_frames
 
 
 class Waits:
@@ -60,12 +58,10 @@ class Waits:
         if not condition.acquire(blocking=False):
             return True  # somebody is at work with it; next time
         try:
-            frame = _frames().get(call.thread)
-            if frame is not None and frame.f_code is self._code:
-                waiter: Any = frame.f_locals.get("waiter")
-                if waiter in condition._waiters:
-                    condition._waiters.remove(waiter)
-                    waiter.release()
+            waiter = local_of(call.thread, self._code, "waiter")
+            if waiter in condition._waiters:
+                condition._waiters.remove(waiter)
+                waiter.release()
         finally:
             condition.release()
         return True

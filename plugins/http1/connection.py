@@ -44,7 +44,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     body_seconds: float = 30.0  # in which a body must have grown by `body_bytes`
     body_bytes: int = 4 * 1024
     idle_seconds: float = 300.0  # fal's own keep-alive
-    first_seconds: float = 0.25  # for the request of who had just come when the server stops
+    first_seconds: float = 0.5  # for the request of who had just come when the server stops
     linger_seconds: float = 2.0  # for a refused client to read why while it still sends
 
 

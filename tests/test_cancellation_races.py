@@ -10,6 +10,7 @@ import dis
 import os
 import queue
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -230,3 +231,27 @@ def test_nothing_is_delivered_between_reading_the_phase_and_sending() -> None:
     line = instructions_between(Call.send, sent, sent)
     assert [i.argval for i in line if i.opname == "LOAD_ATTR"] == ["phase", "shields"]
     assert checks(line) == ["CALL"], "the sending itself"
+
+
+TAKEN_BACK = """
+import ctypes, sys, threading
+from runner.plugins.cancellation import Call, Token
+
+class Cancel(BaseException): pass
+
+me, set_exception = ctypes.c_ulong(threading.get_ident()), ctypes.pythonapi["PyThreadState_SetAsyncExc"]
+call = Call(Token())
+call.sent = 1
+call.invoke(lambda: list(map(set_exception, [me, me], [ctypes.py_object(Cancel), None])))  # no check between the two
+assert (call.result, call.error, call.late) == ([1, 1], None, 0)
+sys.settrace(lambda *about: None)
+(lambda: None)()
+sys.settrace(None)
+print("begun")
+"""
+
+
+def test_a_traced_function_begins_also_after_a_cancel_was_taken_back() -> None:
+    """What is left of a cancel in the interpreter: on CPython 3.11 a debugger or coverage would stand still for ever."""
+    done = subprocess.run([sys.executable, "-c", TAKEN_BACK], capture_output=True, text=True, timeout=GUARD)
+    assert (done.stdout, done.stderr) == ("begun\n", "")

@@ -25,7 +25,7 @@ from ...schemas.problems import RequestCancelled
 from . import landing, stacks
 from .anyio_thread import anyio_locals
 from .closing import Closing, is_cancel
-from .here import here, take_back
+from .here import here, lower_flag, take_back
 from .stacks import Stack, stack_of
 from .token import Token
 
@@ -93,12 +93,14 @@ class Call:
                 self.phase = CLOSED
             if self.sent:
                 take_back(self.thread, None)
+                lower_flag()
         except BaseException:  # the one exception that may come late: set before, delivered after
             self.late += 1
             self.raised -= 1
             with self.lock:
                 self.phase = CLOSED
             take_back(self.thread, None)
+            lower_flag()
         here.call = None
         closing.after(self)
         del self, work, closing  # an error's frames keep this one, and so what it names

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from .here import here, take_back
+from .here import here, lower_flag, take_back
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +134,8 @@ def shield_captures(graph: Any) -> Callable[[], None]:
         if call is not None:
             call.shields += 1
             take_back(call.thread, None)
+            if call.pending:
+                lower_flag()
             call.pending = False
         try:
             return begin(self, *args, **kwargs)

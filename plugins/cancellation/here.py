@@ -14,6 +14,28 @@ if TYPE_CHECKING:
 take_back = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)(
     ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
 )
+_set_own = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object)(
+    ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
+)
+
+
+class _Spent(BaseException):
+    """Raised by `lower_flag` and caught there."""
+
+
+def lower_flag() -> None:
+    """End what `take_back` leaves behind. In the thread whose exception was taken back, while nobody can send one.
+
+    Setting an exception raises a flag of the whole interpreter, which only a delivery lowers. While it
+    is up every check takes the long way, and in CPython 3.11 a function that is traced (by a debugger,
+    by coverage) never begins, in no thread. So one is delivered here.
+    """
+    try:
+        _set_own(threading.get_ident(), _Spent)
+        while True:  # each turn is a check
+            pass
+    except _Spent:
+        return
 
 
 class _Here(threading.local):
@@ -56,6 +78,8 @@ class shield:
         if call is not None:
             call.shields += 1  # from here on nothing is sent,
             take_back(call.thread, None)  # and what was on its way does not arrive
+            if call.pending:
+                lower_flag()
             call.pending = False
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

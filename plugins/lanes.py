@@ -615,7 +615,7 @@ class Lane:
                 taken_up = time.perf_counter()
                 job.context.run(job.call.invoke, job.work)
                 if self.look_at is not None:
-                    self.look_at(job.call)
+                    self._look(job)
                 if job.call.error is not None and self.on_error is not None:
                     self.on_error(job.call.error)
                 job.ended = time.perf_counter()
@@ -632,6 +632,14 @@ class Lane:
                     return
             del job  # holds the last result while nobody calls
         self.tell(self._ended.release)
+
+    def _look(self, job: Job) -> None:
+        """Have it looked at what a run left behind; if that fails, the thread goes on and the caller is answered."""
+        assert self.look_at is not None
+        try:
+            self.look_at(job.call)
+        except Exception as error:
+            log.error("lane.look_failed", request_id=job.request.id, error=repr(error))
 
     def _next_ready(self, gate: threading.Lock) -> Job | None:
         """The next job that has begun, waiting for one; None when the lane closes."""

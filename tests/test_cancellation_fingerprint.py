@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from runner.plugins.cancellation.fingerprint import Fingerprint
@@ -53,5 +54,20 @@ def test_what_a_normal_run_changes_is_no_evidence() -> None:
     fingerprint.learn()
 
     app.model(torch.ones(3, 4))
+
+    assert fingerprint.changed() == []
+
+
+def test_an_app_whose_dicts_grow_meanwhile_is_looked_at_all_the_same() -> None:
+    app = an_app()
+
+    class Growing(nn.Linear):
+        def named_modules(self, *args: Any, **kwargs: Any) -> Any:  # as another request may, at this moment
+            app.parts[f"more {len(app.parts)}"] = app.__dict__[f"more_{len(app.parts)}"] = 1
+            return super().named_modules(*args, **kwargs)
+
+    app.parts["growing"] = Growing(2, 2)
+    app.parts["last"] = None
+    fingerprint = Fingerprint(app)
 
     assert fingerprint.changed() == []

@@ -217,3 +217,12 @@ async def test_what_ends_a_run_is_told_before_the_place_is_passed_on(lane: Lane)
         raise OSError("on the loop")
 
     assert told == [("in a thread", 1), ("on the loop", 1)]
+
+
+async def test_a_look_that_fails_costs_neither_the_thread_nor_the_answer(lane: Lane) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    lane.look_at = fail
+    with anyio.fail_after(10):
+        assert [await lane.run(lambda: 1, direct()), await lane.run(lambda: 2, direct())] == [1, 2]

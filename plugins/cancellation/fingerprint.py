@@ -47,11 +47,11 @@ def _marks(app: Any) -> Iterator[tuple[str, Any]]:
     torch = sys.modules.get("torch")
     if torch is None:
         return
-    for name, kept in vars(app).items():
+    for name, kept in dict(vars(app)).items():  # a copy: others may be at work with the app
         for label, module in _modules(torch, name, kept):
             for inner, each in module.named_modules(prefix=label):
                 yield f"{inner}()", (each.training, len(each._forward_hooks), len(each._forward_pre_hooks))
-                for key, tensor in (*each._parameters.items(), *each._buffers.items()):
+                for key, tensor in (*dict(each._parameters).items(), *dict(each._buffers).items()):
                     if tensor is not None:
                         version = -1 if tensor.is_inference() else tensor._version
                         yield f"{inner}.{key}", (tensor.data_ptr(), version, tensor.requires_grad, tensor.dtype)
@@ -64,6 +64,6 @@ def _modules(torch: Any, name: str, kept: Any) -> Iterator[tuple[str, Any]]:
         return
     components = getattr(kept, "components", None)
     parts = kept if isinstance(kept, dict) else components if isinstance(components, dict) else {}
-    for key, part in parts.items():
+    for key, part in dict(parts).items():
         if isinstance(part, torch.nn.Module):
             yield f"{name}.{key}", part

@@ -146,6 +146,7 @@ class Job:
 
     def end_within(self, seconds: float) -> None:
         self._timer = self.lane.loop.call_later(seconds, self._time_may_be_up, seconds, math.inf)
+
     def ride(self, run_within: float | None) -> None:
         """Begin at the place of another job, with it, instead of waiting for one."""
         self.parent.on_cancel(self.follow)

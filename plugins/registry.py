@@ -23,15 +23,15 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import pluggy
-import structlog
 
 from ..schemas.problems import ConfigError
 from ..schemas.response import Response
 from ..schemas.service import Mount, Route, ServiceView
 from ..schemas.settings import Settings
 from . import hookspecs
+from .logs import get_logger
 
-log = structlog.get_logger("runner")
+log = get_logger("runner")
 
 # In order of registration: the first is asked first where order counts, and of two that answer
 # the same path the later one wins. `--no-plugin NAME` leaves one out.

@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import structlog
-
 from ..schemas.endpoint import Endpoint
 from ..schemas.events import Finished, Stopped
 from ..schemas.request import Request
+from .logs import get_logger
 
-log = structlog.get_logger("runner")
+log = get_logger("runner")
 
 Observe = Callable[[Finished], None]
 OnError = Callable[[BaseException], None]
@@ -33,8 +32,6 @@ def tell_all(observers: Sequence[OnError]) -> OnError | None:
                 log.error("observer.failed", exc_info=failure)
 
     return tell
-
-log = structlog.get_logger("runner")
 
 
 class Outcome(Protocol):

@@ -18,8 +18,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-import structlog
-
 from ...schemas.endpoint import Endpoint
 from ...schemas.exits import GPU_LOST, OUT_OF_MEMORY
 from ...schemas.request import Request
@@ -28,12 +26,13 @@ from ...schemas.service import Call, ServiceView, Wrapper
 from ..cancellation import scrub
 from ..hookspecs import hookimpl
 from ..lanes import Crowded
+from ..logs import get_logger
 from .device import CANARY_SECONDS, Device, Torch, canary, has_memory
 from .faults import Fault, fault_of
 
 __all__ = ["Plugin"]
 
-log = structlog.get_logger("runner.gpu")
+log = get_logger("runner.gpu")
 
 RETRIED = "x-runner-retried"
 FAULT = "x-runner-fault"

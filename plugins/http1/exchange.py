@@ -11,10 +11,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-import structlog
-
 from ...schemas.asgi import Message, RawHeaders, Scope
 from ...schemas.connection import SHORTCUTS
+from ..logs import get_logger
 from .heads import BODILESS, CHUNKED, CLOSE, CONTINUE, KEEP_ALIVE, Head, head, json_head
 
 ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -22,7 +21,7 @@ ASGI = {"version": "3.0", "spec_version": "2.3"}
 BODY_AHEAD = 64 * 1024  # bytes of a body that are kept before reading pauses
 JOINED = 64 * 1024  # a body up to this size is copied behind its head; a larger one goes beside it
 
-log = structlog.get_logger("runner.http1")
+log = get_logger("runner.http1")
 
 
 class Line(Protocol):

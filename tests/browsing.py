@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,3 +57,19 @@ def looking_at(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     strange = [one for one in asked if urlsplit(one).netloc != host and not one.startswith(("data:", "blob:"))]
     assert not strange, f"the page asked others: {strange}"
     assert not errors, errors
+
+
+# --- what a person does on the page
+
+
+def run(page: Page) -> None:
+    page.get_by_role("button", name="Run", exact=True).click()
+
+
+def field(page: Page, name: str) -> str:
+    """A selector for all of one field: its label, its widget, its fault."""
+    return f'.card.in .field[data-name="{name}"]'
+
+
+def ended(page: Page, text: str | re.Pattern[str] = "Done") -> None:
+    expect(page.locator(".run-status")).to_have_text(text)

@@ -12,7 +12,7 @@ from typing import Any
 
 import axe_playwright_python
 import pytest
-from browsing import browsing, looking_at
+from browsing import browsing, ended, field, looking_at, run
 from playwright.sync_api import Browser, Page, expect
 from serving import HOUSE, Runner, serving, written
 
@@ -45,19 +45,6 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
 def widgets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     with serving(WIDGETS, cwd=tmp_path_factory.mktemp("widgets")) as runner:
         yield runner
-
-
-def run(page: Page) -> None:
-    page.get_by_role("button", name="Run", exact=True).click()
-
-
-def field(page: Page, name: str) -> str:
-    """A selector for all of one field: its label, its widget, its fault."""
-    return f'.card.in .field[data-name="{name}"]'
-
-
-def ended(page: Page, text: str | re.Pattern[str] = "Done") -> None:
-    expect(page.locator(".run-status")).to_have_text(text)
 
 
 # --- a run

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from browsing import browsing, looking_at
+from browsing import browsing, ended, field, looking_at, run
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from serving import HOUSE, Runner, serving
@@ -31,19 +31,6 @@ def browser() -> Iterator[Browser]:
 def widgets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     with serving(APPS / "widgets.py", cwd=tmp_path_factory.mktemp("widgets")) as runner:
         yield runner
-
-
-def run(page: Page) -> None:
-    page.get_by_role("button", name="Run", exact=True).click()
-
-
-def field(page: Page, name: str) -> str:
-    """A selector for all of one field: its label, its widget, its fault."""
-    return f'.card.in .field[data-name="{name}"]'
-
-
-def ended(page: Page, text: str | re.Pattern[str] = "Done") -> None:
-    expect(page.locator(".run-status")).to_have_text(text)
 
 
 def sent(page: Page) -> Any:
